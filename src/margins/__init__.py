@@ -1,0 +1,14 @@
+"""Margins: margin-based adversarial robustness, and the book that checks four papers about it."""
+
+from margins.errors import MarginsError
+
+__all__ = ["MarginsError", "page"]
+
+
+def __getattr__(name: str) -> object:
+    # Imported on first use: it needs IPython, which `margins record` on a training machine does without.
+    if name == "page":
+        from margins._page import page
+
+        return page
+    raise AttributeError(f"module 'margins' has no attribute {name!r}")

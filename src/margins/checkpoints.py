@@ -1,0 +1,49 @@
+"""Checkpoints of a run that is under way: a killed run goes on from the last one and ends in the same numbers."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from margins.errors import MarginsError
+from margins.records import atomic
+
+#: Least time between two checkpoints of a run.
+SECONDS = 20.0
+
+
+class OutOfTime(Exception):
+    """The time budget has passed; the run's state is saved and the same command goes on from there."""
+
+
+class Checkpoint:
+    """The state of one run in a file. `deadline` is a time.monotonic() after which the run stops at its next tick."""
+
+    def __init__(self, path: Path, deadline: float | None = None):
+        self.path, self.deadline, self._saved = path, deadline, time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The saved state (tensors, numbers, strings and containers of them), or None. Raises MarginsError."""
+        if not self.path.exists():
+            return None
+        import torch
+
+        try:
+            return torch.load(self.path, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise MarginsError(f"{self.path}: unreadable checkpoint ({error}); delete it to start that run anew") from error
+
+    def tick(self, state: Callable[[], dict[str, Any]]) -> None:
+        """To be called now and then: saves the state when it is time to, and raises OutOfTime past the deadline."""
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        if late or time.monotonic() - self._saved >= SECONDS:
+            import torch
+
+            with atomic(self.path) as file:
+                torch.save(state(), file)
+            self._saved = time.monotonic()
+        if late:
+            raise OutOfTime
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)

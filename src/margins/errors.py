@@ -1,0 +1,5 @@
+"""The one exception that a reader can mend: its message says what was given and what is allowed."""
+
+
+class MarginsError(Exception):
+    """Bad input, missing or altered data, an unreadable record: one clear message, exit status 1 on the command line."""

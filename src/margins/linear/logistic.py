@@ -1,0 +1,102 @@
+"""Binary logistic regression without bias by full-batch gradient descent, as deep as its limit can be seen (AMR section 3)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from margins.checkpoints import Checkpoint
+
+#: Samples whose share of the gradient is below float64 rounding are left out until the next look at all of them.
+_NEGLIGIBLE = 1e-17
+#: Steps between two looks at all samples and at the curvature.
+_LOOK = 25
+
+
+@dataclass(frozen=True)
+class Path:
+    """A training run at its checkpoints: steps taken, steps of constant size that they amount to, weights (T, D)."""
+
+    steps: list[int]
+    epochs: list[float]
+    weights: Tensor
+
+
+def descend(
+    x: Tensor,
+    y: Tensor,
+    *,
+    lr: float,
+    epochs: float,
+    growing: bool,
+    per_decade: int = 8,
+    start: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Path:
+    """Gradient descent on the mean logistic loss of x (N, D) with labels y (N,) in {0, 1}, in float64.
+
+    One epoch is one step of size `lr`. The loss falls like 1 / t and its curvature with it, so that steps of constant size
+    get absurdly short; with `growing` a step is lr times (largest eigenvalue of the first Hessian over that of the
+    present one), never less than lr: as long, against the curvature, as the first. Both follow the gradient flow; the
+    clock is the sum of the steps over lr. Checkpoints are spaced evenly in log epochs, `per_decade`, the first after one.
+    Cost: one product with x and one with its transpose a step, of those samples that matter at float64 precision.
+    """
+    x = x.double().flatten(1)
+    used = (x != 0).any(0)
+    signed = torch.where(y == 1, 1.0, -1.0)[:, None].double() * x[:, used]
+    count = len(signed)
+    w = torch.zeros(signed.shape[1], dtype=torch.float64) if start is None else start.double()[used]
+    state = {"w": w, "u": torch.ones_like(w), "curvature": 0.0, "rate": lr, "clock": 0.0, "step": 0}
+    state |= {"steps": [0], "epochs": [0.0], "weights": [w]}
+    if checkpoint is not None and (saved := checkpoint.load()) is not None:
+        state = saved
+    rows = signed
+    while state["clock"] < epochs:
+        if state["step"] % _LOOK == 0:
+            rows = _look(signed, state, lr if growing else None)
+        pull = torch.sigmoid(-(rows @ state["w"]))
+        state["w"] = state["w"] + (state["rate"] / count) * (rows.T @ pull)
+        state["clock"] += state["rate"] / lr
+        state["step"] += 1
+        due = 10 ** (math.floor(1e-9 + per_decade * math.log10(state["clock"])) / per_decade)
+        if state["epochs"][-1] < due or state["clock"] >= epochs:
+            state["steps"].append(state["step"])
+            state["epochs"].append(state["clock"])
+            state["weights"].append(state["w"])
+        # Only at a look, so that a run that goes on from here looks again at the same step
+        if checkpoint is not None and state["step"] % _LOOK == 0:
+            checkpoint.tick(lambda: dict(state))
+    weights = torch.zeros(len(state["weights"]), x.shape[1], dtype=torch.float64)
+    weights[:, used] = torch.stack(state["weights"])
+    return Path(state["steps"], state["epochs"], weights)
+
+
+def _look(signed: Tensor, state: dict, lr: float | None) -> Tensor:
+    """The rows that matter now; sets the step size from the curvature when `lr` is given (power iteration, warm)."""
+    pull = torch.sigmoid(-(signed @ state["w"]))
+    keep = pull > _NEGLIGIBLE * pull.mean()
+    rows = signed if keep.all() else signed[keep]
+    if lr is not None:
+        curve = torch.sigmoid(rows @ state["w"]) * torch.sigmoid(-(rows @ state["w"])) / len(signed)
+        for _ in range(3 if state["step"] else 30):
+            u = rows.T @ (curve * (rows @ state["u"]))
+            size = u.norm().item()
+            state["u"] = u / size
+        state["curvature"] = state["curvature"] or size
+        state["rate"] = max(lr, lr * state["curvature"] / size)
+    return rows
+
+
+def margins_along(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Signed distances (T, N) of x (N, D) to the boundaries of `weights` (T, D), in input units; closed form (section 3)."""
+    signed = torch.where(y == 1, 1.0, -1.0)[:, None].double() * x.double().flatten(1)
+    norm = weights.norm(dim=1, keepdim=True)
+    return torch.where(norm > 0, weights @ signed.T / norm, 0.0)
+
+
+def adversarial(weight: Tensor, x: Tensor) -> Tensor:
+    """Eq. 7: the point of the boundary of `weight` (D,) that is nearest to each x (N, ...), same shape; outside the box in general."""
+    flat = x.double().flatten(1)
+    moved = flat - (flat @ weight / weight.square().sum())[:, None] * weight
+    return moved.reshape(x.shape)

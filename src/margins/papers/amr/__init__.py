@@ -1,0 +1,5 @@
+"""AMR: the trade-off between minimum and average margin (Wu, Yu). Its experiments, and what its claims rest on."""
+
+from margins.papers.amr import logistic_evidence
+
+EVIDENCE = {**logistic_evidence.EVIDENCE}

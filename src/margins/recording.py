@@ -1,0 +1,251 @@
+"""`margins record`: runs what is missing of an experiment and writes its records. Nothing else writes them."""
+
+import contextlib
+import hashlib
+import importlib
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from margins import paths
+from margins.checkpoints import Checkpoint, OutOfTime
+from margins.errors import MarginsError
+from margins.experiments import Experiment, Unit, find
+from margins.records import Record, Store
+
+
+def record(
+    name: str,
+    *,
+    scale: str,
+    seeds: tuple[int, ...] | None = None,
+    rows: tuple[str, ...] | None = None,
+    jobs: int = 1,
+    budget: float | None = None,
+    dry_run: bool = False,
+    results: Path | None = None,
+) -> int:
+    """Record what is missing of an experiment at a scale; returns the exit status (0: all that was asked for is there).
+
+    `budget` is in seconds: no run goes on past it, and the same command continues later. Beyond the scale `quick` the
+    checkout must have no uncommitted changes. Raises MarginsError before any work for a bad argument, an unreadable
+    record, or when another process is recording the same experiment.
+    """
+    experiment = find(name)
+    groups = _wanted(experiment, scale, seeds, rows)
+    if jobs < 1:
+        raise MarginsError(f"jobs: {jobs} given, at least 1 is needed")
+    if results is None and paths.REPO is None:
+        raise MarginsError("results: the package is installed without a checkout; say where records go with --results DIR")
+    store = Store(results)
+    todo = []
+    for group, wanted in groups:
+        if missing := [unit for unit in wanted if store.load(name, unit.key) is None]:
+            todo.append((group, missing))
+    count = sum(len(wanted) for _, wanted in groups)
+    have = count - sum(len(missing) for _, missing in todo)
+    minutes = experiment.minutes.get(scale)
+    cost = f", about {minutes * len(todo):.1f} minutes on one thread" if minutes is not None and todo else ""
+    print(f"{name} at scale {scale}: {have} of {count} records are there; {len(todo)} runs to do{cost}", flush=True)
+    if dry_run or not todo:
+        for _, missing in todo:
+            print("  " + "; ".join(str(unit) for unit in missing))
+        return 0
+    commit, dirty = _commit()
+    if dirty and scale != "quick":
+        raise MarginsError(f"scale {scale}: the checkout has uncommitted changes ({dirty}); commit them first")
+    with _lock(name):
+        for rest in store.folder(name).glob(".*.part"):  # of a process that was killed while writing
+            rest.unlink(missing_ok=True)
+        deadline = None if budget is None else time.monotonic() + budget
+        return _run_all(experiment, todo, store, commit, jobs, deadline)
+
+
+def _wanted(experiment: Experiment, scale: str, seeds, rows) -> list[tuple[list[Unit], list[Unit]]]:
+    """The groups of the scale with the units of each that were asked for; groups without any are left out."""
+    if unknown := set(rows or ()) - set(experiment.rows):
+        raise MarginsError(f"rows: {experiment.name} has no {sorted(unknown)}; it has {', '.join(experiment.rows)}")
+    known = {seed for row in experiment.rows for seed in experiment.row_seeds(row)}
+    if unknown := set(seeds or ()) - known:
+        raise MarginsError(
+            f"seeds: {sorted(unknown)} are not among the declared seeds {sorted(known)} of {experiment.name}"
+            " (the number of seeds is fixed before the runs)"
+        )
+    chosen = []
+    for group in experiment.groups(scale):
+        wanted = [u for u in group if (rows is None or u.row in rows) and (seeds is None or u.seed in seeds)]
+        if wanted:
+            chosen.append((group, wanted))
+    return chosen
+
+
+def _run_all(experiment, todo, store, commit, jobs, deadline) -> int:
+    started, failed, stopped = time.monotonic(), [], 0
+    done = 0
+
+    def report(group, what, seconds):
+        passed = time.monotonic() - started
+        left = passed / done * (len(todo) - done) if done else 0
+        label = str(group[0]) if len(group) == 1 else f"{group[0].experiment} {group[0].scale}, {len(group)} units at once"
+        print(f"[{done}/{len(todo)}] {label}: {what} ({seconds:.1f} s; about {left:.0f} s left)", flush=True)
+
+    for group, outcome, seconds in _outcomes(experiment, todo, store, commit, jobs, deadline):
+        done += 1
+        if isinstance(outcome, OutOfTime):
+            stopped += 1
+            report(group, "stopped at the time budget, its state is saved", seconds)
+        elif isinstance(outcome, Exception):
+            failed.append((group, outcome))
+            report(group, f"failed: {outcome}", seconds)
+        else:
+            report(group, "recorded", seconds)
+    if stopped:
+        print(f"{stopped} runs are unfinished: the same command goes on with them")
+    for group, error in failed:
+        print(f"margins: {group[0]}: {type(error).__name__}: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _outcomes(experiment, todo, store, commit, jobs, deadline):
+    """(group, None or exception, seconds) as the runs end, in this process or, with more jobs, in others."""
+    if jobs == 1:
+        for group, missing in todo:
+            start = time.monotonic()
+            yield group, _attempt(experiment, group, missing, store, commit, deadline), time.monotonic() - start
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(todo)), context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+        starts, futures = time.monotonic(), {}
+        for group, missing in todo:
+            future = pool.submit(_in_worker, experiment.run.__module__, experiment.name, group, missing, store, commit, deadline)
+            futures[future] = group
+        for future in as_completed(futures):
+            yield futures[future], future.exception() or future.result(), time.monotonic() - starts
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when the process that started it is gone (kill -9 does not reach children)."""
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _in_worker(module: str, name: str, *arguments) -> Exception | None:
+    importlib.import_module(module)  # which registers the experiment
+    return _attempt(find(name), *arguments)
+
+
+def _attempt(experiment, group, missing, store, commit, deadline) -> Exception | None:
+    try:
+        _run_group(experiment, group, missing, store, commit, deadline)
+    except (OutOfTime, Exception) as error:  # one failing run does not stop the others
+        return error
+    return None
+
+
+def _run_group(experiment, group: list[Unit], missing: list[Unit], store: Store, commit, deadline) -> None:
+    import torch
+
+    if deadline is not None and time.monotonic() > deadline:
+        raise OutOfTime
+    torch.set_num_threads(1)
+    name = hashlib.sha256(" ".join(unit.key for unit in group).encode()).hexdigest()[:16]
+    checkpoint = Checkpoint(paths.CACHE / "checkpoints" / experiment.name / f"{name}.pt", deadline)
+    start = time.monotonic()
+    outcomes = list(experiment.run(group, checkpoint))
+    provenance = {
+        "seconds": round(time.monotonic() - start, 3),
+        "runs_at_once": len(group),
+        **_machine(),
+        "commit": commit,
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if len(outcomes) != len(group):
+        raise RuntimeError(f"{experiment.name}: {len(outcomes)} outcomes for {len(group)} units")
+    wanted = {unit.key for unit in missing}
+    for unit, outcome in zip(group, outcomes, strict=True):
+        if unit.key in wanted:
+            store.save(
+                Record(
+                    key=unit.key,
+                    experiment=unit.experiment,
+                    row=unit.row,
+                    seed=unit.seed,
+                    scale=unit.scale,
+                    config=dict(unit.config),
+                    revisions=dict(experiment.revisions),
+                    status=outcome.status,
+                    metrics={name: float(value) for name, value in outcome.metrics.items()},
+                    curves={name: [float(v) for v in values] for name, values in outcome.curves.items()},
+                    provenance=provenance,
+                ),
+                dict(outcome.arrays),
+            )
+    checkpoint.clear()
+
+
+def _machine() -> dict:
+    import resource
+
+    import torch
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    device = "cpu"
+    if torch.cuda.is_available():
+        device, peak = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated() / 2**20
+    packages = ("torch", "numpy", "margins-book")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return {
+        "peak_memory_mib": round(peak),
+        "device": f"{device} ({platform.machine()}, {platform.system()})",
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+    }
+
+
+def _commit() -> tuple[str | None, str]:
+    """The checkout's commit, and the first uncommitted change ("" if there is none); records do not count."""
+    if paths.REPO is None:
+        return None, ""
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=paths.REPO, capture_output=True, text=True)
+
+    head = git("rev-parse", "HEAD")
+    if head.returncode:
+        return None, "no commit is known"
+    changes = git("status", "--porcelain", "--", ".", ":!data/results").stdout.splitlines()
+    return head.stdout.strip(), changes[0].strip() if changes else ""
+
+
+@contextlib.contextmanager
+def _lock(name: str):
+    """One process at a time records an experiment; the lock goes with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no fcntl: two processes would do the same work twice, and write the same records
+        yield
+        return
+    path = paths.CACHE / "locks" / f"{name.replace('/', '-')}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise MarginsError(f"{name} is being recorded by another process already") from error
+        yield

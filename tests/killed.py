@@ -1,0 +1,33 @@
+"""Records two small experiments on data that are always there: `python killed.py RESULTS`, in a process that may be killed.
+
+One has long runs with checkpoints (logistic regression on digits), one runs all its units at once (the toy).
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from margins import checkpoints
+from margins.experiments import EXPERIMENTS, register
+from margins.papers.amm import toy  # noqa: F401  registers amm/toy
+from margins.papers.amr import logistic
+from margins.recording import record
+
+checkpoints.SECONDS = 0.02
+
+register(
+    replace(
+        EXPERIMENTS["amr/logistic-regression"],
+        name="test/digits",
+        rows={"subsets": {"share": 0.8}, "all images": {"seeds": (0,)}},
+        scales={"quick": {"data": "digits", "size": 250, "epochs": 1e30, "short_epochs": 1.0}},
+        seeds=(0, 1),
+    )
+)
+register(replace(EXPERIMENTS["amm/toy"], name="test/toy", scales={"quick": {"epochs": 60}}, seeds=(0, 1)))
+assert logistic
+
+if __name__ == "__main__":
+    for name in ("test/digits", "test/toy"):
+        if status := record(name, scale="quick", jobs=int(sys.argv[2]), results=Path(sys.argv[1])):
+            sys.exit(status)
