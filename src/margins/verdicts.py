@@ -119,7 +119,10 @@ def page(claims: Mapping[str, Sequence[Difference | Check]], scale: str) -> dict
         if p < LEVEL and not decided:
             reasons.insert(0, f"{side} alone, but not after Holm's correction over the {len(family)} claims here")
         elif not decided and not reasons:
-            reasons.append(f"open: {', '.join(j.part.label for j in parts if j.part.outcome != 'supported')}")
+            against = [j.part.label for j in parts if j.part.outcome == "contradicted"]
+            open_ = [j.part.label for j in parts if j.part.outcome == "undecided"]
+            reasons += [f"against it before correction for {len(parts)} parts: {', '.join(against)}"] * bool(against)
+            reasons += [f"open: {', '.join(open_)}"] * bool(open_)
         found[id_] = Verdict(
             claim=id_,
             scale=scale,
