@@ -1,0 +1,140 @@
+"""The command `margins`: build the book, rerun a page, record experiments, print verdicts."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from margins import paths
+from margins.errors import MarginsError
+
+# Each command imports what it needs: recording on a training machine must not need Jupyter.
+
+
+def _root() -> Path:
+    if paths.REPO is None:
+        raise MarginsError("this needs a checkout of the repository; the installed package has no book")
+    return paths.REPO
+
+
+def _book(given: argparse.Namespace) -> int:
+    from margins.book import build
+
+    return build(_root(), paths.CACHE, jobs=given.jobs, only=given.only)
+
+
+def _run(given: argparse.Namespace) -> int:
+    from margins.execution import run
+
+    return run(_root(), paths.CACHE, given.page, dict(given.parameters))
+
+
+def _tidy(given: argparse.Namespace) -> int:
+    from margins.notebooks import tidy
+
+    lines = tidy(_root(), check=given.check)
+    print("\n".join(lines) if lines else "all notebooks are in form")
+    return 1 if any(not line.endswith(": tidied") for line in lines) else 0
+
+
+def _record(given: argparse.Namespace) -> int:
+    import margins.papers  # noqa: F401  registers the experiments
+    from margins.recording import record
+
+    return record(
+        given.experiment,
+        scale=given.scale,
+        seeds=given.seeds,
+        rows=tuple(given.rows) if given.rows else None,
+        jobs=given.jobs,
+        budget=given.budget,
+        dry_run=given.dry_run,
+        results=given.results,
+    )
+
+
+def _verdicts(given: argparse.Namespace) -> int:
+    from margins.scoreboard import report
+
+    print(report(given.paper, given.json))
+    return 0
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Read "0-4" or "0,2,5-7" as a tuple of seeds, each once and in order."""
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if not match or (match[2] and int(match[2]) < int(match[1])):
+            raise argparse.ArgumentTypeError(f"{text!r} given, seeds such as 3 or 0-4 or 0,2 expected")
+        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(found))
+
+
+def seconds(text: str) -> float:
+    """Read a time such as "90s", "20m" or "1.5h" in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if not match or float(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} given, a time such as 90s, 20m or 1.5h expected")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def count(text: str) -> int:
+    """Read a number of processes, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} given, a whole number from 1 expected")
+    return int(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser("margins", description="The reproducibility book on margin-based robustness.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    book = command("book", _book, "Execute the pages that have changed and render the site.")
+    book.add_argument("--jobs", type=count, metavar="N", help="kernels at a time (default: one a core)")
+    book.add_argument("--only", nargs="+", default=(), metavar="PAGE", help="execute these pages only, as amm/toy")
+
+    run = command("run", _run, "Execute one page with other parameters; the result is a notebook in the cache.")
+    run.add_argument("page", help="as amm/toy")
+    run.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="a parameter of the page; lists as JSON; may be repeated",
+    )  # fmt: skip
+
+    tidy = command("tidy", _tidy, "Bring the book's notebooks into form: no outputs, the cell that installs.")
+    tidy.add_argument("--check", action="store_true", help="only list those out of form, with exit status 1")
+
+    record = command("record", _record, "Run what an experiment is missing and write its records.")
+    record.add_argument("experiment", help="as amm/toy")
+    record.add_argument("--scale", required=True, help="quick, laptop, gpu or paper")
+    record.add_argument("--seeds", type=seeds, metavar="S", help="as 0-4 or 0,2 (default: all declared)")
+    record.add_argument("--rows", nargs="+", metavar="ROW", help="these rows only")
+    record.add_argument("--jobs", type=count, default=1, metavar="N", help="units at a time (default: 1)")
+    record.add_argument("--budget", type=seconds, metavar="T", help="stop after 90s, 20m, 1h; the next call goes on")
+    record.add_argument("--dry-run", action="store_true", help="say what would run")
+    record.add_argument("--results", type=Path, metavar="DIR", help="write to this folder instead of data/results")
+
+    verdicts = command("verdicts", _verdicts, "Print what became of the papers' claims.")
+    verdicts.add_argument("--paper", help="one paper only, as amm")
+    verdicts.add_argument("--json", action="store_true", help="as JSON")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 failed, 130 interrupted; exits with 2 on a wrong line."""
+    given = parser().parse_args(argv)
+    try:
+        return given.function(given)
+    except MarginsError as error:
+        print(f"margins: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("margins: interrupted", file=sys.stderr)
+        return 130
