@@ -67,7 +67,9 @@ def test_penalty_is_the_mean_over_the_batch_of_equation_6(aggregation, shrinkage
     distances = torch.rand(20, generator=generator, dtype=D)
     correct, labels = torch.rand(20, generator=generator) < 0.6, torch.randint(0, 2, (20,), generator=generator)
     kept = amm.kept(aggregation, distances, correct, labels)
-    r = {"LIN": lambda t: t, "EXP": torch.exp, "INV": lambda t: 1 / (1 - min(t, torch.tensor(0.95, dtype=D)))}[shrinkage]
+    r = {"LIN": lambda t: t, "EXP": torch.exp, "INV": lambda t: 1 / (1 - min(t, torch.tensor(0.95, dtype=D)))}[
+        shrinkage
+    ]
     by_hand = sum(
         r(-2 * distance) if right else r(0.5 * distance)
         for distance, right, counts in zip(distances, correct, kept, strict=True)

@@ -23,7 +23,9 @@ def test_svm_in_closed_form():
     y = np.array([1, 1, 0, 0])
     fit = hard_margin_svm(x[[0, 2]], y[[0, 2]], bias=True)  # two points: their perpendicular bisector
     direction = x[0] - x[2]
-    np.testing.assert_allclose(fit.weight / np.linalg.norm(fit.weight), direction / np.linalg.norm(direction), rtol=1e-6)
+    np.testing.assert_allclose(
+        fit.weight / np.linalg.norm(fit.weight), direction / np.linalg.norm(direction), rtol=1e-6
+    )
     assert fit.margin == pytest.approx(np.linalg.norm(direction) / 2, rel=1e-6)
     through_zero = hard_margin_svm(np.array([[1.0, 2.0], [-3.0, 1.0]]), np.array([1, 0]), bias=False)
     # min |w| with w (1, 2) >= 1 and w (3, -1) >= 1: both constraints bind

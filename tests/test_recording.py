@@ -72,7 +72,7 @@ def square(units, checkpoint):
     state = checkpoint.load() or {"total": 0.0, "step": 0}
     while state["step"] < unit.config["steps"]:
         state = {"total": state["total"] + unit.config["value"], "step": state["step"] + 1}
-        checkpoint.tick(lambda: state)
+        checkpoint.tick(lambda state=state: state)
     if unit.config["value"] < 0:
         raise ValueError("a negative value")
     return [Outcome({"total": state["total"]}, arrays={"seed": np.array([unit.seed])})]
@@ -97,7 +97,7 @@ def experiment(monkeypatch, tmp_path):
 
 def test_results_are_complete_or_say_what_is_missing(experiment, tmp_path):
     store = Store(tmp_path / "results")
-    with pytest.raises(experiments.NotRecorded, match="6 of 6 records.*margins record test/sum --scale quick"):
+    with pytest.raises(experiments.NotRecorded, match=r"6 of 6 records.*margins record test/sum --scale quick"):
         experiments.results("test/sum", "quick", store)
     assert recording.record("test/sum", scale="quick", rows=("one",), results=store.root) == 0
     with pytest.raises(experiments.NotRecorded, match="3 of 6"):
@@ -209,7 +209,7 @@ def test_a_full_disk_is_told_and_loses_nothing(experiment, tmp_path, monkeypatch
 def test_beyond_quick_a_dirty_tree_is_refused(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(recording, "_commit", lambda: ("0" * 40, "M src/margins/records.py"))
     assert recording.record("test/sum", scale="quick", results=tmp_path) == 0
-    with pytest.raises(MarginsError, match="uncommitted changes .M src/margins/records.py."):
+    with pytest.raises(MarginsError, match=r"uncommitted changes .M src/margins/records\.py."):
         recording.record("test/sum", scale="laptop", results=tmp_path)
     assert len(Store(tmp_path).all("test/sum")) == 6
 
@@ -242,5 +242,7 @@ def test_a_record_says_where_it_comes_from(experiment, tmp_path):
     recording.record("test/sum", scale="quick", results=tmp_path)
     record = Store(tmp_path).all("test/sum")[0]
     assert record.config == {"steps": 5, "value": record.config["value"]}
-    assert {"seconds", "device", "threads", "versions", "commit", "recorded", "peak_memory_mib"} <= set(record.provenance)
+    assert {"seconds", "device", "threads", "versions", "commit", "recorded", "peak_memory_mib"} <= set(
+        record.provenance
+    )
     assert {"python", "torch", "numpy"} <= set(record.provenance["versions"])

@@ -31,7 +31,9 @@ class Checkpoint:
         try:
             return torch.load(self.path, weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise MarginsError(f"{self.path}: unreadable checkpoint ({error}); delete it to start that run anew") from error
+            raise MarginsError(
+                f"{self.path}: unreadable checkpoint ({error}); delete it to start that run anew"
+            ) from error
 
     def tick(self, state: Callable[[], dict[str, Any]]) -> None:
         """To be called now and then: saves the state when it is time to, and raises OutOfTime past the deadline."""

@@ -2,4 +2,4 @@
 
 
 class MarginsError(Exception):
-    """Bad input, missing or altered data, an unreadable record: one clear message, exit status 1 on the command line."""
+    """Bad input, missing or altered data, an unreadable record: one clear message, exit status 1 of a command."""

@@ -45,7 +45,7 @@ class Outcome:
 class Experiment:
     """A table of runs.
 
-    A unit's configuration is `settings`, then those of the scale, then those of the row; a row's own `seeds` replace the
+    A unit's configuration is `settings`, then the scale's, then the row's; a row's own `seeds` replace the
     experiment's. `run(units, checkpoint)` returns an Outcome a unit. Units with the same `stack(unit)` are run at once,
     always all of them, so that what is missing does not change a number; by default each runs alone.
     """

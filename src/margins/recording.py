@@ -44,7 +44,9 @@ def record(
     if jobs < 1:
         raise MarginsError(f"jobs: {jobs} given, at least 1 is needed")
     if results is None and paths.REPO is None:
-        raise MarginsError("results: the package is installed without a checkout; say where records go with --results DIR")
+        raise MarginsError(
+            "results: the package is installed without a checkout; say where records go with --results DIR"
+        )
     store = Store(results)
     todo = []
     for group, wanted in groups:
@@ -94,7 +96,9 @@ def _run_all(experiment, todo, store, commit, jobs, deadline) -> int:
     def report(group, what, seconds):
         passed = time.monotonic() - started
         left = passed / done * (len(todo) - done) if done else 0
-        label = str(group[0]) if len(group) == 1 else f"{group[0].experiment} {group[0].scale}, {len(group)} units at once"
+        label = (
+            str(group[0]) if len(group) == 1 else f"{group[0].experiment} {group[0].scale}, {len(group)} units at once"
+        )
         print(f"[{done}/{len(todo)}] {label}: {what} ({seconds:.1f} s; about {left:.0f} s left)", flush=True)
 
     for group, outcome, seconds in _outcomes(experiment, todo, store, commit, jobs, deadline):
@@ -125,7 +129,9 @@ def _outcomes(experiment, todo, store, commit, jobs, deadline):
     with ProcessPoolExecutor(min(jobs, len(todo)), context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         starts, futures = time.monotonic(), {}
         for group, missing in todo:
-            future = pool.submit(_in_worker, experiment.run.__module__, experiment.name, group, missing, store, commit, deadline)
+            future = pool.submit(
+                _in_worker, experiment.run.__module__, experiment.name, group, missing, store, commit, deadline
+            )
             futures[future] = group
         for future in as_completed(futures):
             yield futures[future], future.exception() or future.result(), time.monotonic() - starts

@@ -52,7 +52,7 @@ def key_of(experiment: str, row: str, seed: int, scale: str, config: Mapping, re
 
 @contextlib.contextmanager
 def atomic(path: Path):
-    """A binary file that appears under `path` whole or not at all; a full disk is one clear error and leaves no rest."""
+    """A binary file that appears under `path` whole or not at all; a full disk is one clear error."""
     part = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ class Store:
         return [self.read(path) for path in sorted(self.folder(experiment).glob("*.json"))]
 
     def arrays(self, record: Record) -> dict[str, np.ndarray]:
-        """The record's arrays, checked against the digest that it holds. Raises MarginsError where they do not agree."""
+        """The record's arrays, checked against the digest that it holds. Raises MarginsError where they differ."""
         if record.arrays is None:
             return {}
         path = self.path(record.experiment, record.key).with_suffix(".npz")

@@ -1,4 +1,4 @@
-"""Binary logistic regression without bias by full-batch gradient descent, as deep as its limit can be seen (AMR section 3)."""
+"""Logistic regression without bias by full-batch gradient descent, deep enough to see its limit (AMR section 3)."""
 
 import math
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ def descend(
 ) -> Path:
     """Gradient descent on the mean logistic loss of x (N, D) with labels y (N,) in {0, 1}, in float64.
 
-    One epoch is one step of size `lr`. The loss falls like 1 / t and its curvature with it, so that steps of constant size
-    get absurdly short; with `growing` a step is lr times (largest eigenvalue of the first Hessian over that of the
+    One epoch is one step of size `lr`. The loss falls like 1 / t and its curvature with it, so that steps of constant
+    size get absurdly short; with `growing` a step is lr times (largest eigenvalue of the first Hessian over that of the
     present one), never less than lr: as long, against the curvature, as the first. Both follow the gradient flow; the
-    clock is the sum of the steps over lr. Checkpoints are spaced evenly in log epochs, `per_decade`, the first after one.
+    clock is the sum of the steps over lr. Checkpoints are even in log epochs, `per_decade`, the first after one.
     Cost: one product with x and one with its transpose a step, of those samples that matter at float64 precision.
     """
     x = x.double().flatten(1)
@@ -89,14 +89,14 @@ def _look(signed: Tensor, state: dict, lr: float | None) -> Tensor:
 
 
 def margins_along(weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Signed distances (T, N) of x (N, D) to the boundaries of `weights` (T, D), in input units; closed form (section 3)."""
+    """Signed distances (T, N) of x (N, D) to the boundaries of `weights` (T, D), in input units, in closed form."""
     signed = torch.where(y == 1, 1.0, -1.0)[:, None].double() * x.double().flatten(1)
     norm = weights.norm(dim=1, keepdim=True)
     return torch.where(norm > 0, weights @ signed.T / norm, 0.0)
 
 
 def adversarial(weight: Tensor, x: Tensor) -> Tensor:
-    """Eq. 7: the point of the boundary of `weight` (D,) that is nearest to each x (N, ...), same shape; outside the box in general."""
+    """Eq. 7: the point of the boundary of `weight` (D,) nearest to each x (N, ...), in its shape; no box."""
     flat = x.double().flatten(1)
     moved = flat - (flat @ weight / weight.square().sum())[:, None] * weight
     return moved.reshape(x.shape)

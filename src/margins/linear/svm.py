@@ -31,7 +31,9 @@ def hard_margin_svm(x: Tensor | np.ndarray, y: Tensor | np.ndarray, *, bias: boo
 
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y)
     if x.ndim != 2 or y.shape != x.shape[:1] or not set(np.unique(y)) <= {0, 1}:
-        raise MarginsError(f"x, y: shapes {x.shape} and {y.shape} given; (N, D) and (N,) with labels 0 and 1 are needed")
+        raise MarginsError(
+            f"x, y: shapes {x.shape} and {y.shape} given; (N, D) and (N,) with labels 0 and 1 are needed"
+        )
     signed = np.where(y == 1, 1.0, -1.0)[:, None] * (np.c_[x, np.full(len(x), _BIAS_FEATURE)] if bias else x)
     used = (signed != 0).any(0)  # pixels that are never on have weight zero
     equations = np.vstack([signed[:, used].T, np.ones(len(signed))])

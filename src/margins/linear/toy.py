@@ -10,7 +10,7 @@ from margins.penalties import amm
 
 
 def distances(weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores (..., N) of linear classifiers `weights` (..., 3) = (w, b) at x (..., N, 2), and distances |score| / |w|."""
+    """Scores (..., N) of linear classifiers `weights` (..., 3) = (w, b) at x (..., N, 2), and |score| / |w|."""
     score = (x * weights[..., None, :2]).sum(-1) + weights[..., 2:]
     return score, score.abs() / weights[..., None, :2].norm(dim=-1)
 

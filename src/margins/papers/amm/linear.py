@@ -53,8 +53,12 @@ def _shrinkage(x, y, seed: int) -> dict[str, float]:
         (slope,) = torch.autograd.grad(value.sum(), t)
         measured[f"{name}: |R(-t)| at t = 1e6"] = value[-1].abs()
         measured[f"{name}: |dR/dt| at t = 1e6"] = slope[-1].abs()
-        measured[f"{name}: largest ratio of successive |dR/dt|"] = (slope[1:].abs() / slope[:-1].abs()).nan_to_num(0).max()
-        measured[f"{name}: least ratio of successive |dR/dt|"] = (slope[1:].abs() / slope[:-1].abs()).nan_to_num(0).min()
+        measured[f"{name}: largest ratio of successive |dR/dt|"] = (
+            (slope[1:].abs() / slope[:-1].abs()).nan_to_num(0).max()
+        )
+        measured[f"{name}: least ratio of successive |dR/dt|"] = (
+            (slope[1:].abs() / slope[:-1].abs()).nan_to_num(0).min()
+        )
     return measured
 
 
@@ -107,7 +111,9 @@ def _never_vanishes(at):
 
 
 def _weights_small(at):
-    most = {s: at["amm/linear"].metric("shrinkage", f"{s}: largest ratio of successive |dR/dt|") for s in amm.SHRINKAGES}
+    most = {
+        s: at["amm/linear"].metric("shrinkage", f"{s}: largest ratio of successive |dR/dt|") for s in amm.SHRINKAGES
+    }
     least = at["amm/linear"].metric("shrinkage", "LIN: least ratio of successive |dR/dt|")
     name = "|dR/dt| over that at the next smaller distance"
     return [

@@ -49,7 +49,9 @@ def run_logistic(config: Mapping, seed: int, checkpoint: Checkpoint | None = Non
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.arange(len(train.x))
     if config["share"] < 1:
-        chosen = torch.randperm(len(train.x), generator=generator)[: round(config["share"] * len(train.x))].sort().values
+        chosen = (
+            torch.randperm(len(train.x), generator=generator)[: round(config["share"] * len(train.x))].sort().values
+        )
     x, y = train.x[chosen].double().flatten(1), train.y[chosen]
     x_test = test.x.double().flatten(1)
     start = None
@@ -107,8 +109,8 @@ def transport(a: Tensor, b: Tensor) -> float:
 def examples(run: Run) -> tuple[Tensor, Tensor]:
     """Four training images (index) and their adversarial examples (epochs, 4, D): Figure 1c.
 
-    First a zero and a one whose distance at the first epoch is nearest to the average, then those of least margin at the
-    last epoch.
+    First a zero and a one whose distance at the first epoch is nearest to the average, then those of least margin
+    at the last epoch.
     """
     first, last = run.train[1], run.train[-1]
     chosen = []

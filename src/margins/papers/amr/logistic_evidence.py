@@ -1,7 +1,7 @@
 """What the claims on logistic regression are read from (AMR section 3, Figures 1 and 4, Theorem 1).
 
-The problem is convex and starts at zero, so a seed would change nothing: the replicates are random subsets of the images.
-An epoch is one step of full-batch gradient descent.
+The problem is convex and starts at zero, so a seed would change nothing: the replicates are random subsets of
+the images. An epoch is one step of full-batch gradient descent.
 """
 
 import numpy as np
@@ -149,7 +149,9 @@ def _histogram_ends_near(at):
 
 def _majority_nearer(at):
     share = at[NAME].metric(SUBSETS, "share nearer at last")
-    return [_of_subsets("share of training images nearer at the last epoch than at the first", share, ">", 0.5, "share")]
+    return [
+        _of_subsets("share of training images nearer at the last epoch than at the first", share, ">", 0.5, "share")
+    ]
 
 
 def _closed_form(at):
