@@ -133,7 +133,9 @@ def test_a_failing_run_does_not_stop_the_others(experiment, tmp_path, monkeypatc
     rows = {"bad": {"value": -1.0}, **experiment.rows}
     monkeypatch.setitem(experiments.EXPERIMENTS, "test/sum", replace(experiment, rows=rows))
     assert recording.record("test/sum", scale="quick", results=tmp_path) == 1
-    assert "'bad' seed 2: ValueError: a negative value" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.endswith("margins: test/sum quick 'bad' seed 0 and 2 more: ValueError: a negative value\n")
+    assert 'raise ValueError("a negative value")' in said
     assert len(Store(tmp_path).all("test/sum")) == 6
 
 

@@ -108,6 +108,8 @@ def execute(
     package = str(Path(__file__).resolve().parents[1])
     search = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     fixed = {"OMP_NUM_THREADS": "1", "JUPYTER_PREFER_ENV_PATH": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    if data := os.environ.get("MARGINS_DATA"):
+        fixed["MARGINS_DATA"] = os.path.abspath(data)  # the kernel works in another folder
     os.environ.update({**fixed, "PYTHONPATH": search, **env})
     target.parent.mkdir(parents=True, exist_ok=True)
     error = ""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from importlib import metadata
@@ -90,7 +91,7 @@ def _wanted(experiment: Experiment, scale: str, seeds, rows) -> list[tuple[list[
 
 
 def _run_all(experiment, todo, store, commit, jobs, deadline) -> int:
-    started, failed, stopped = time.monotonic(), [], 0
+    started, failed, stopped = time.monotonic(), {}, 0
     done = 0
 
     def report(group, what, seconds):
@@ -107,14 +108,19 @@ def _run_all(experiment, todo, store, commit, jobs, deadline) -> int:
             stopped += 1
             report(group, "stopped at the time budget, its state is saved", seconds)
         elif isinstance(outcome, Exception):
-            failed.append((group, outcome))
-            report(group, f"failed: {outcome}", seconds)
+            expected = isinstance(outcome, MarginsError)
+            if not expected:
+                traceback.print_exception(outcome)
+            name = "" if expected else f"{type(outcome).__name__}: "
+            failed.setdefault(f"{name}{outcome}", []).append(group[0])
+            report(group, "failed", seconds)
         else:
             report(group, "recorded", seconds)
     if stopped:
         print(f"{stopped} runs are unfinished: the same command goes on with them")
-    for group, error in failed:
-        print(f"margins: {group[0]}: {type(error).__name__}: {error}", file=sys.stderr)
+    for error, units in failed.items():  # one message for one reason
+        more = f" and {len(units) - 1} more" if len(units) > 1 else ""
+        print(f"margins: {units[0]}{more}: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 

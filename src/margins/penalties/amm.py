@@ -57,10 +57,10 @@ def penalty(
 ) -> Tensor:
     """The regulariser of Eq. 6, shape (...): the mean over the batch of R(-c D) if correct, R(d D) if not.
 
-    `distances` (..., B) are the perturbations' norms, not negative, in input units; `correct` (..., B) is bool; `labels`
-    (..., B) the classes. The mean is over the whole batch also where MIN leaves samples out (the paper sets their term
-    to zero). A correct sample's term falls as its distance grows, a wrong one's as it shrinks: the equations' sign; the
-    sentence above them says the reverse.
+    `distances` (..., B) are the perturbations' norms, not negative, in input units; `correct` (..., B) is bool;
+    `labels` (..., B) the classes. The mean is over the whole batch also where MIN leaves samples out (the paper sets
+    their term to zero). A correct sample's term falls as its distance grows, a wrong one's as it shrinks: the
+    equations' sign; the sentence above them says the reverse.
     """
     t = torch.where(correct, -c * distances, d * distances)
     terms = shrink(shrinkage, t)

@@ -51,7 +51,7 @@ def _shrinkage(x, y, seed: int) -> dict[str, float]:
         t = torch.tensor([1e-3, 0.5, 1.0, 2.0, 4.0, 1e6], dtype=torch.float64, requires_grad=True)
         value = amm.shrink(name, -t)
         (slope,) = torch.autograd.grad(value.sum(), t)
-        measured[f"{name}: |R(-t)| at t = 1e6"] = value[-1].abs()
+        measured[f"{name}: |R(-t)| at t = 1e6"] = value[-1].detach().abs()
         measured[f"{name}: |dR/dt| at t = 1e6"] = slope[-1].abs()
         measured[f"{name}: largest ratio of successive |dR/dt|"] = (
             (slope[1:].abs() / slope[:-1].abs()).nan_to_num(0).max()

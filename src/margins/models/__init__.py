@@ -1,0 +1,58 @@
+"""The models, one file a family.
+
+Every model takes x of shape (B, C, H, W) in [0, 1], or (B, D) for toy data, and returns logits (B, K). `features(x)` is
+what the last layer `head` sees, so `model(x)` is `head(features(x))`.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from margins.errors import MarginsError
+from margins.models.linear import Linear
+from margins.models.mlp import MLP
+
+__all__ = ["FAMILIES", "MLP", "Linear", "build", "frozen"]
+
+#: What `build` knows.
+FAMILIES: dict[str, type[nn.Module]] = {"linear": Linear, "mlp": MLP}
+
+
+def build(name: str, **settings) -> nn.Module:
+    """The model called `name` with the settings of its class: `build("mlp", inputs=2, hidden=(16,), classes=3)`.
+
+    Raises MarginsError for a name that is not in FAMILIES, and for a missing, unknown or impossible setting.
+    """
+    if name not in FAMILIES:
+        raise MarginsError(f"no model is called {name!r}; there are: {', '.join(sorted(FAMILIES))}")
+    signature = inspect.signature(FAMILIES[name])
+    try:
+        signature.bind(**settings)
+    except TypeError as error:
+        raise MarginsError(f"model {name!r}: {error}; its settings are: {', '.join(signature.parameters)}") from None
+    return FAMILIES[name](**settings)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode and without parameter gradients, inside a `with` block.
+
+    Afterwards, also after an exception, each module's mode and each parameter's `requires_grad` are as they were.
+    BatchNorm statistics do not move in evaluation mode.
+    """
+    if not isinstance(model, nn.Module):
+        raise MarginsError(f"model must be a torch.nn.Module, but is a {type(model).__name__}")
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
