@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from margins import cli, paths
+from margins import cli, paths, recording
 from margins.records import Store
 
 RECORD = ["record", "amr/logistic-regression", "--scale", "quick", "--rows", "all images", "--seeds", "0"]
@@ -20,6 +20,7 @@ def user(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     monkeypatch.setenv("MARGINS_OFFLINE", "1")
     monkeypatch.setenv("MARGINS_DATA", str(tmp_path))
+    monkeypatch.setattr(recording, "_commit", lambda: ("0" * 40, ""))
 
     def run(*line: str) -> tuple[int, str]:
         status = cli.main([*line, "--results", str(tmp_path / "results")])
@@ -50,7 +51,7 @@ def test_a_truncated_data_file(user, tmp_path):
 
 
 def linear(*more: str) -> list[str]:
-    return ["record", "amm/linear", "--scale", "quick", *more]
+    return ["record", "amm/linear", "--scale", "paper", *more]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -44,13 +44,14 @@ def test_a_page_at_its_defaults(shell):
     for form in ("text/markdown", "text/html"):
         assert "margins run amm/toy -p epochs 100\npapermill book/amm/toy.ipynb out.ipynb -p epochs 100" in shown[form]
         assert "all at their defaults" in shown[form]
-    assert "**Scale** `quick`" in shown["text/markdown"]
+    assert "**Live scale** `quick`" in shown["text/markdown"]
 
 
 def test_changed_parameters_are_named_with_their_defaults(shell):
     page, shown = run(shell, DECLARED, "# Parameters\nepochs = 200\nlr = 1\n")
     assert page.parameters["epochs"] == 200
     assert "`epochs = 200` (default `50`), `lr = 1` (default `0.1`)" in shown["text/markdown"]
+    assert "**Live scale** `quick, with changed parameters`" in shown["text/markdown"]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,8 @@ def test_an_unknown_scale(shell):
     run(shell, DECLARED)
     with pytest.raises(MarginsError, match="scale: 'huge' given, one of quick, laptop, gpu, paper expected"):
         margins.page("amm/toy", scale="huge")
+    with pytest.raises(MarginsError, match="records: 'large' given, one of quick, laptop, gpu, paper expected"):
+        margins.page("amm/toy", records="large")
 
 
 def test_a_stand_in_for_the_data_is_said_prominently(shell, monkeypatch):

@@ -32,7 +32,7 @@ def test_units_have_keys_of_their_own(name):
 
 def test_the_statements_on_linear_classifiers_are_recorded_as_they_come_out(tmp_path):
     experiment = EXPERIMENTS["amm/linear"]
-    for unit in experiment.units("quick"):
+    for unit in experiment.units("paper"):
         record = Store().load(experiment.name, unit.key)
         (outcome,) = experiment.run([unit], Checkpoint(tmp_path / "none"))
         assert outcome.metrics == pytest.approx(record.metrics, rel=1e-6, abs=1e-12)

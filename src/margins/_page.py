@@ -18,6 +18,7 @@ from IPython.display import display
 
 from margins import parameters
 from margins.errors import MarginsError
+from margins.records import SCALES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,12 +98,13 @@ class Page:
         )
 
 
-def page(name: str, *, scale: str | None = None, data: str | None = None) -> Page:
+def page(name: str, *, scale: str | None = None, records: str | None = None, data: str | None = None) -> Page:
     """Check the parameters of the page `name` (as "amm/toy"), show its badges and return its `Page`.
 
-    Called in the cell after the parameters cell (and papermill's). `scale` is the scale the page runs at; `data` the
-    data set it asks for: the result's `data` is that name, or of a stand-in where it cannot be had, which the page then
-    says. Raises MarginsError, with all declared parameters, for an unknown name or a value of another type.
+    Called in the cell after the parameters cell (and papermill's). `scale` is the scale of what the page runs live with
+    its default parameters, `records` that of the records it shows; `data` the data set that the live part asks for: the
+    result's `data` is that name, or of a stand-in where it cannot be had, which the page then says. Raises MarginsError,
+    with all declared parameters, for an unknown name or a value of another type.
     """
     shell = get_ipython()
     if shell is None:
@@ -110,22 +112,27 @@ def page(name: str, *, scale: str | None = None, data: str | None = None) -> Pag
     declared, injected = _history(shell.user_ns["In"], name)
     values = {key: shell.user_ns.get(key, parameter.default) for key, parameter in declared.items()}
     parameters.check(declared, {**dict.fromkeys(injected), **values}, name)
-    if scale is not None:
-        from margins.records import SCALES
-
-        if scale not in SCALES:
-            raise MarginsError(f"scale: {scale!r} given, one of {', '.join(SCALES)} expected")
+    for argument, given in (("scale", scale), ("records", records)):
+        if given is not None and given not in SCALES:
+            raise MarginsError(f"{argument}: {given!r} given, one of {', '.join(SCALES)} expected")
     live = data
     if data is not None:
         from margins import datasets
 
         live = datasets.live(data)
-    facts = {"Scale": scale, "Data": live, "Device": device(), "torch": version("torch"), "Run on": str(date.today())}
     changed = [
         f"`{key} = {value!r}` (default `{declared[key].default!r}`)"
         for key, value in values.items()
         if value != declared[key].default
     ]
+    facts = {
+        "Live scale": f"{scale}, with changed parameters" if scale and changed else scale,
+        "Live data": live,
+        "Records": records,
+        "Device": device(),
+        "torch": version("torch"),
+        "Run on": str(date.today()),
+    }
     _show(
         {key: value for key, value in facts.items() if value is not None},
         data,
@@ -175,9 +182,9 @@ def device() -> str:
 def _show(facts: dict[str, str], data: str | None, changed: str, commands: str) -> None:
     """Display the badges, the warning about a stand-in for `data`, and the box with the commands."""
     standin = (
-        f"This page asks for the data set `{data}`, which cannot be had here: everything below was computed on "
-        f"`{facts['Data']}` in its place."
-        if data != facts.get("Data")
+        f"This page asks for the data set `{data}`, which cannot be had here: what it runs live was computed on "
+        f"`{facts['Live data']}` in its place. Recorded runs are of the data that they name."
+        if data != facts.get("Live data")
         else ""
     )
     badges = " · ".join(f"**{key}** `{value}`" for key, value in facts.items()) + f" · **Parameters** {changed}"

@@ -147,10 +147,13 @@ def write_stage(stage: Path, staged: dict[str, bytes]) -> None:
 
 def _status(plan: Plan, board: ModuleType) -> str:
     """Return the status page's tables: each page's last execution, the versions, records that are stale."""
-    lines = ["| page | seconds | executed | scale | data | device |", "|:--|--:|:--|:--|:--|:--|"]
+    lines = [
+        "| page | seconds | executed | live scale | live data | records | device |",
+        "|:--|--:|:--|:--|:--|:--|:--|",
+    ]
     for name, (_, copy, _) in plan.items():
         log = execution.Log.load(copy)
-        facts = [log.facts.get(key, "–") for key in ("Scale", "Data", "Device")]
+        facts = [log.facts.get(key, "–") for key in ("Live scale", "Live data", "Records", "Device")]
         lines.append(f"| [{name}](/book/{name}.ipynb) | {log.seconds} | {log.date} | {' | '.join(facts)} |")
     lines += ["", "| package | version |", "|:--|:--|", *(f"| {name} | {number} |" for name, number in _versions())]
     stale = [f"`{r.experiment}`, {r.scale}, {r.row}, seed {r.seed}" for r in board.stale()]

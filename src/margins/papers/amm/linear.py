@@ -82,11 +82,11 @@ register(
         title="What AMM says of linear classifiers and of its shrinkage functions, checked numerically",
         source="AMM, sections 3.2 and 3.3.2",
         rows={row: {} for row in _LINEAR},
-        scales={"quick": {"size": 200}},
+        scales={"paper": {"size": 200}},
         seeds=(0, 1, 2),
         run=_linear,
         revisions={"linear": 1, "penalties.amm": amm.REVISION},
-        minutes={"quick": 0.01},
+        minutes={"paper": 0.01},
     )
 )
 
