@@ -1,4 +1,4 @@
-"""Records two small experiments on data that are always there, in a process that may be killed: killed.py RESULTS JOBS.
+"""Records two small experiments on data that are always there, in a process that may be killed: killed.py RESULTS JOBS EPOCHS.
 
 One has long runs with checkpoints (logistic regression on digits), one runs all its units at once (the toy).
 """
@@ -24,7 +24,7 @@ register(
         seeds=(0, 1),
     )
 )
-register(replace(EXPERIMENTS["amm/toy"], name="test/toy", scales={"quick": {"epochs": 60}}, seeds=(0, 1)))
+register(replace(EXPERIMENTS["amm/toy"], name="test/toy", scales={"quick": {"epochs": int(sys.argv[3])}}, seeds=(0, 1)))
 assert logistic
 
 if __name__ == "__main__":

@@ -20,6 +20,10 @@ from margins.experiments import Experiment, Outcome
 from margins.records import Store
 
 KILLS = 4
+#: Of the toy: its run gets longer with them, and so more kills hit it.
+EPOCHS = 120
+#: The part of a run in which it is killed, by jobs: short, so that many kills are needed to get through it.
+SHARE = {1: 0.25, 2: 0.35}
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -27,7 +31,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def recorder(results: Path, cache: Path, jobs: int) -> subprocess.Popen:
-    command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(results), str(jobs)]
+    command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(results), str(jobs), str(EPOCHS)]
     return subprocess.Popen(command, env=environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
@@ -46,24 +50,28 @@ def contents(results: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_killed_at_random_moments_it_ends_in_the_same_records(tmp_path, jobs):
-    start = time.monotonic()
-    undisturbed = recorder(tmp_path / "undisturbed", tmp_path / "cache-1", jobs)
-    assert undisturbed.wait(timeout=120) == 0, undisturbed.stderr.read()
-    duration = time.monotonic() - start
-    moments = random.Random(jobs)
+    seconds = []
+    for _ in range(2):  # the second time there is nothing to do: so long it takes to start
+        start = time.monotonic()
+        undisturbed = recorder(tmp_path / "undisturbed", tmp_path / "cache-1", jobs)
+        assert undisturbed.wait(timeout=120) == 0, undisturbed.stderr.read()
+        seconds.append(time.monotonic() - start)
+        undisturbed.stderr.close()
+    moments, hit = random.Random(jobs), 0
     for _ in range(KILLS):
         process = recorder(tmp_path / "killed", tmp_path / "cache-2", jobs)
-        time.sleep(moments.uniform(0.3, 1) * duration)
+        time.sleep(seconds[1] + moments.uniform(0, SHARE[jobs]) * (seconds[0] - seconds[1]))
+        hit += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stderr.close()
+    assert hit, "every kill came too late to disturb anything"
     last = recorder(tmp_path / "killed", tmp_path / "cache-2", jobs)
     # A worker of a killed run may hold the lock for half a second more: then the message says so
     while last.wait(timeout=120) != 0 and b"another process" in last.stderr.read():
         last = recorder(tmp_path / "killed", tmp_path / "cache-2", jobs)
     assert last.returncode == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
-    undisturbed.stderr.close()
     last.stderr.close()
 
 

@@ -103,7 +103,7 @@ def page(name: str, *, scale: str | None = None, records: str | None = None, dat
 
     Called in the cell after the parameters cell (and papermill's). `scale` is the scale of what the page runs live with
     its default parameters, `records` that of the records it shows; `data` the data set that the live part asks for: the
-    result's `data` is that name, or of a stand-in where it cannot be had, which the page then says. Raises MarginsError,
+    result's `data` is that name, or of a stand-in where it cannot be had, which the page says. Raises MarginsError,
     with all declared parameters, for an unknown name or a value of another type.
     """
     shell = get_ipython()
