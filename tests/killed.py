@@ -1,4 +1,4 @@
-"""Records two small experiments on data that are always there, in a process that may be killed: killed.py RESULTS JOBS EPOCHS.
+"""Records two small experiments, in a process that may be killed: `python killed.py RESULTS JOBS EPOCHS`.
 
 One has long runs with checkpoints (logistic regression on digits), one runs all its units at once (the toy).
 """

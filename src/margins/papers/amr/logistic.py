@@ -192,6 +192,6 @@ register(
         settings=LOGISTIC,
         revisions={"logistic": 1},
         fraction=SHARE,
-        minutes={"quick": 0.02, "paper": 0.6},
+        minutes={"quick": 0.02, "paper": 0.3},
     )
 )
