@@ -217,9 +217,9 @@ def test_a_full_disk_is_told_and_loses_nothing(experiment, tmp_path, monkeypatch
 
 
 def test_beyond_quick_a_dirty_tree_is_refused(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "_commit", lambda: ("0" * 40, "M src/margins/records.py"))
+    monkeypatch.setattr(recording, "_commit", lambda: ("0" * 40, "there are uncommitted changes (M code.py)"))
     assert recording.record("test/sum", scale="quick", results=tmp_path) == 0
-    with pytest.raises(MarginsError, match=r"uncommitted changes .M src/margins/records\.py."):
+    with pytest.raises(MarginsError, match=r"scale laptop: .* there are uncommitted changes .M code\.py."):
         recording.record("test/sum", scale="laptop", results=tmp_path)
     assert len(Store(tmp_path).all("test/sum")) == 6
 
@@ -231,7 +231,10 @@ def test_the_tree_of_a_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "REPO", tmp_path)
     git("init", "-q")
     (tmp_path / "code.py").write_text("1\n")
-    assert recording._commit() == (None, "no commit is known")
+    commit, problem = recording._commit()
+    assert commit is None and problem.startswith("there is none; MARGINS_COMMIT")
+    monkeypatch.setenv("MARGINS_COMMIT", "a" * 40)
+    assert recording._commit() == ("a" * 40, "")
     git("add", "-A")
     git("commit", "-qm", "one")
     commit, change = recording._commit()
@@ -240,7 +243,7 @@ def test_the_tree_of_a_checkout(tmp_path, monkeypatch):
     (tmp_path / "data" / "results" / "a.json").write_text("{}")
     assert recording._commit() == (commit, "")
     (tmp_path / "code.py").write_text("2\n")
-    assert recording._commit() == (commit, "M code.py")
+    assert recording._commit() == (commit, "there are uncommitted changes (M code.py)")
 
 
 def test_two_processes_do_not_record_the_same_experiment(experiment, tmp_path):

@@ -62,9 +62,9 @@ def record(
         for _, missing in todo:
             print("  " + "; ".join(str(unit) for unit in missing))
         return 0
-    commit, dirty = _commit()
-    if dirty and scale != "quick":
-        raise MarginsError(f"scale {scale}: the checkout has uncommitted changes ({dirty}); commit them first")
+    commit, problem = _commit()
+    if problem and scale != "quick":
+        raise MarginsError(f"scale {scale}: a record beyond quick names its commit, but {problem}")
     with _lock(name):
         for rest in store.folder(name).glob(".*.part"):  # of a process that was killed while writing
             rest.unlink(missing_ok=True)
@@ -231,7 +231,10 @@ def _machine() -> dict:
 
 
 def _commit() -> tuple[str | None, str]:
-    """The checkout's commit, and the first uncommitted change ("" if there is none); records do not count."""
+    """The checkout's commit, and why it does not say what runs ("" where it does); changed records do not matter.
+
+    A copy of a clean checkout without its .git, on a training machine, is told its commit by MARGINS_COMMIT.
+    """
     if paths.REPO is None:
         return None, ""
 
@@ -240,9 +243,10 @@ def _commit() -> tuple[str | None, str]:
 
     head = git("rev-parse", "HEAD")
     if head.returncode:
-        return None, "no commit is known"
+        commit = os.environ.get("MARGINS_COMMIT")
+        return commit, "" if commit else "there is none; MARGINS_COMMIT names that of a copy without .git"
     changes = git("status", "--porcelain", "--", ".", ":!data/results").stdout.splitlines()
-    return head.stdout.strip(), changes[0].strip() if changes else ""
+    return head.stdout.strip(), f"there are uncommitted changes ({changes[0].strip()})" if changes else ""
 
 
 @contextlib.contextmanager
