@@ -151,6 +151,32 @@ def test_leaving_out_negligible_samples_changes_nothing(monkeypatch):
     torch.testing.assert_close(quick.weights, whole.weights, rtol=1e-9, atol=1e-9)
 
 
+def test_batches_are_torch_sgd_and_one_batch_is_gradient_descent():
+    x, y = digits()
+    options = {"lr": 0.1, "momentum": 0.0, "generator": torch.Generator().manual_seed(0)}
+    one = logistic.descend_in_batches(x, y, epochs=6, batch_size=len(x), **options)
+    whole = logistic.descend(x, y, lr=0.1, epochs=6, growing=False)
+    assert one.epochs == whole.epochs and one.steps == whole.steps
+    torch.testing.assert_close(one.weights, whole.weights, rtol=1e-9, atol=1e-12)
+    runs = [
+        logistic.descend_in_batches(
+            x, y, lr=0.01, epochs=3, batch_size=100, momentum=0.9, generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in (1, 1, 2)
+    ]
+    assert runs[0].steps == [0, 3, 6, 9] and torch.equal(runs[0].weights, runs[1].weights)
+    assert not torch.equal(runs[0].weights, runs[2].weights)
+    w = torch.zeros(64, dtype=D, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=0.01, momentum=0.9, nesterov=True)
+    order = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        for batch in torch.randperm(len(x), generator=order).split(100):
+            optimizer.zero_grad()
+            torch.nn.functional.softplus(-(2 * y[batch] - 1) * (x[batch] @ w)).mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(runs[0].weights[-1], w.detach(), rtol=1e-9, atol=1e-12)
+
+
 def test_equation_7_lands_on_the_boundary_at_the_margin():
     x, y = digits()
     weight = torch.randn(64, dtype=D, generator=torch.Generator().manual_seed(0))

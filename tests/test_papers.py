@@ -1,5 +1,8 @@
 """The papers' experiments: their records can be made again, and say what the chapters rest on."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from margins import datasets, papers
 from margins.checkpoints import Checkpoint
 from margins.claims import ledger
+from margins.errors import MarginsError
 from margins.experiments import EXPERIMENTS, results
 from margins.linear.toy import signed_margins
 from margins.papers.amm import toy
@@ -33,6 +37,8 @@ def test_units_have_keys_of_their_own(name):
 def test_the_statements_on_linear_classifiers_are_recorded_as_they_come_out(tmp_path):
     experiment = EXPERIMENTS["amm/linear"]
     for unit in experiment.units("paper"):
+        if "MNIST" in unit.row and not datasets.available("mnist"):
+            continue
         record = Store().load(experiment.name, unit.key)
         (outcome,) = experiment.run([unit], Checkpoint(tmp_path / "none"))
         assert outcome.metrics == pytest.approx(record.metrics, rel=1e-6, abs=1e-12)
@@ -55,6 +61,47 @@ def test_figure_1_of_amm():
             assert np.median(recorded.metric(pair, "margin")[:5]) >= 0.97
     assert (recorded.metric("AVG+LIN", "angle to the class means") <= 3).all()
     assert recorded.metric("SVM", "margin") == pytest.approx(0.99, abs=1e-3)  # what the boxes allow
+
+
+def test_a_diverged_toy_run_is_recorded_as_one(tmp_path):
+    experiment = EXPERIMENTS["amm/toy"]
+    units = [replace(u, config={**u.config, "lr": 1e200}) for u in experiment.units("quick") if u.seed == 0]
+    outcomes = experiment.run([u for u in units if u.row in toy.PAIRS], Checkpoint(tmp_path / "none"))
+    assert {outcome.status for outcome in outcomes} == {"diverged"}
+    assert all(np.isnan([outcome.metrics["test accuracy"], outcome.metrics["margin"]]).all() for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"batch_size": 0}, "batch_size: 0 given, allowed: 1 to the 12 samples"),
+        ({"batch_size": 20}, "batch_size: 20 given"),
+        ({"epochs": 0}, "epochs, halve_every, every"),
+        ({"lr": -1.0}, "lr, c, d"),
+        ({"c": math.nan}, "lr, c, d"),
+    ],
+)
+def test_toy_settings_that_make_no_sense(changed, said):
+    config = toy.TOY | {"epochs": 2, "size": 6, "batch_size": 6} | changed
+    with pytest.raises(MarginsError, match=said):
+        toy.run_toy([0], config)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"classes": (3,)}, r"classes: \[3\] given, allowed: two different ones"),
+        ({"classes": (1, 8, 3)}, "allowed: two different ones"),
+        ({"epochs": math.inf}, "epochs: inf given"),
+        ({"epochs": 0.0}, "epochs: 0.0 given"),
+        ({"lr": -1.0}, "lr: -1.0 given"),
+        ({"size": 1}, "size: 1 given, which leaves images of one class only"),
+    ],
+)
+def test_logistic_settings_that_make_no_sense(changed, said):
+    config = logistic.LOGISTIC | {"data": "digits", "size": 50, "epochs": 2.0, "short_epochs": 2.0} | changed
+    with pytest.raises(MarginsError, match=said):
+        logistic.run_logistic(config, 0)
 
 
 def mnist():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from margins import checkpoints, experiments, paths, recording
 from margins.errors import MarginsError
@@ -151,9 +152,10 @@ def test_a_time_budget_stops_and_goes_on(experiment, tmp_path, monkeypatch, caps
     clock = iter(range(10_000))
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: float(next(clock)))
     for _ in range(40):
-        assert recording.record("test/sum", scale="quick", results=tmp_path, budget=12) == 0
-        if len(list(tmp_path.rglob("*.json"))) == 6:
+        status = recording.record("test/sum", scale="quick", results=tmp_path, budget=12)
+        if status == 0:
             break
+        assert status == recording.UNFINISHED
     assert "stopped at the time budget" in capsys.readouterr().out
     assert experiments.results("test/sum", "quick", Store(tmp_path)).metric("two", "total").tolist() == [10, 10, 10]
 
@@ -196,6 +198,37 @@ def test_altered_arrays_are_told(experiment, tmp_path):
         experiments.results("test/sum", "quick", Store(tmp_path)).samples("two", "seed")
 
 
+def test_lost_arrays_are_recorded_again(experiment, tmp_path):
+    recording.record("test/sum", scale="quick", results=tmp_path)
+    before = contents(tmp_path)
+    lost = next(tmp_path.rglob("*.npz"))
+    lost.unlink()
+    recording.record("test/sum", scale="quick", results=tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_of_another_kind_is_told(tmp_path):
+    torch.save({"other": 1}, tmp_path / "run.pt")
+    with pytest.raises(MarginsError, match=r"run\.pt: unreadable checkpoint \(ValueError: it has no step\); delete it"):
+        checkpoints.Checkpoint(tmp_path / "run.pt").load("step")
+    (tmp_path / "run.pt").write_bytes(b"junk")
+    with pytest.raises(MarginsError, match=r"run\.pt: unreadable checkpoint"):
+        checkpoints.Checkpoint(tmp_path / "run.pt").load()
+
+
+def test_interrupted_with_several_processes_it_stops_at_once(tmp_path):
+    process = recorder(tmp_path / "results", tmp_path / "cache", 2)
+    while not list((tmp_path / "cache").rglob("*.lock")):
+        time.sleep(0.05)
+    time.sleep(1)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=30)
+    process.stderr.close()
+    assert process.returncode != 0 and time.monotonic() - start < 5
+    assert len(list((tmp_path / "results").rglob("*.json"))) < 19
+
+
 def contents_of(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "cache" not in path.parts}
 
@@ -204,11 +237,14 @@ def test_a_full_disk_is_told_and_loses_nothing(experiment, tmp_path, monkeypatch
     recording.record("test/sum", scale="quick", rows=("one",), results=tmp_path)
     before = contents_of(tmp_path)
 
+    trial = iter([None])
+
     def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if next(trial, "full"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("margins.records.os.fsync", full)
+        patch.setattr("margins.records.os.fsync", full)  # fails after the trial before the runs
         assert recording.record("test/sum", scale="quick", results=tmp_path) == 1
         assert "No space left on device" in capsys.readouterr().err
     assert contents_of(tmp_path) == before

@@ -12,7 +12,7 @@ from margins.records import Record, Store, atomic, key_of
 
 def record(**changes) -> Record:
     made = Record(
-        key="0123456789abcdef",
+        key="",
         experiment="test/one",
         row="a row",
         seed=3,
@@ -24,7 +24,8 @@ def record(**changes) -> Record:
         curves={"loss": [1.0, 0.5]},
         provenance={"seconds": 1.0},
     )
-    return replace(made, **changes)
+    made = replace(made, **changes)
+    return replace(made, key=key_of(made.experiment, made.row, made.seed, made.scale, made.config, made.revisions))
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
@@ -35,6 +36,11 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert store.load("test/one", record().key) == saved
     read = store.arrays(saved)
     assert all((read[name] == arrays[name]).all() and read[name].dtype == arrays[name].dtype for name in arrays)
+
+
+def test_curves_of_a_diverged_run_have_nan(tmp_path):
+    saved = Store(tmp_path).save(record(curves={"loss": [1.0, math.inf, math.nan]}), {})
+    assert saved.curves["loss"][0] == 1.0 and all(map(math.isnan, saved.curves["loss"][1:]))
 
 
 def test_a_diverged_run_has_nan_where_it_has_no_number(tmp_path):
@@ -85,6 +91,16 @@ def test_a_renamed_record_is_not_taken_for_another(tmp_path):
     store.path("test/one", record().key).rename(store.path("test/one", "f" * 16))
     with pytest.raises(MarginsError, match="unreadable record"):
         store.all("test/one")
+
+
+@pytest.mark.parametrize("change", [('"seed": 3', '"seed": 4'), ('"lr": 0.1', '"lr": 0.2'), ("quick", "paper")])
+def test_a_record_is_of_the_run_that_its_key_stands_for(tmp_path, change):
+    store = Store(tmp_path)
+    saved = store.save(record(), {})
+    path = store.path("test/one", saved.key)
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(MarginsError, match="its configuration is not the one that its key stands for"):
+        store.load("test/one", saved.key)
 
 
 def test_an_interrupted_write_leaves_what_was_there(tmp_path):

@@ -22,17 +22,24 @@ class Checkpoint:
     def __init__(self, path: Path, deadline: float | None = None):
         self.path, self.deadline, self._saved = path, deadline, time.monotonic()
 
-    def load(self) -> dict[str, Any] | None:
-        """The saved state (tensors, numbers, strings and containers of them), or None. Raises MarginsError."""
+    def load(self, *keys: str) -> dict[str, Any] | None:
+        """The saved state (tensors, numbers, strings and containers of them), or None. Raises MarginsError.
+
+        `keys` are those that the state must have: another version of the code may have had others.
+        """
         if not self.path.exists():
             return None
         import torch
 
         try:
-            return torch.load(self.path, weights_only=True)
+            state = torch.load(self.path, weights_only=True)
+            if missing := [key for key in keys if key not in state]:
+                raise ValueError(f"it has no {', '.join(missing)}")
+            return state
         except Exception as error:  # torch raises many kinds for a damaged file
+            why = f"{type(error).__name__}: {error}"
             raise MarginsError(
-                f"{self.path}: unreadable checkpoint ({error}); delete it to start that run anew"
+                f"{self.path}: unreadable checkpoint ({why}); delete it to start that run anew"
             ) from error
 
     def tick(self, state: Callable[[], dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """The command `margins`: build the book, rerun a page, record experiments, print verdicts."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -131,8 +132,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 failed, 130 interrupted; exits with 2 on a wrong line."""
     given = parser().parse_args(argv)
     try:
-        return given.function(given)
-    except MarginsError as error:
+        status = given.function(given)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (MarginsError, OSError) as error:
         print(f"margins: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

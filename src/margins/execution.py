@@ -17,6 +17,7 @@ from nbformat import NotebookNode
 
 from margins import notebooks
 from margins.parameters import Value, parse
+from margins.recording import stopping
 
 #: Page -> its source, its executed copy, and the digest that the copy should have.
 Plan = dict[str, tuple[Path, Path, str]]
@@ -176,7 +177,7 @@ def execute_pages(todo: Plan, jobs: int, env: dict[str, str], log: Path) -> dict
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
     pool = ProcessPoolExecutor(min(jobs, len(todo)), get_context("spawn"), _begin, (log,))
-    with pool:
+    with stopping(pool):
         running = {pool.submit(execute_page, *todo[n], env): n for n in sorted(todo, key=seconds, reverse=True)}
         with tqdm(as_completed(running), total=len(running), desc="pages", unit="page") as bar:
             for future in bar:

@@ -13,7 +13,7 @@ DATA: Path = REPO / "data" if REPO else _HERE / "_data"
 #: Downloads, checkpoints, executed notebooks, the site; safe to delete.
 CACHE: Path = Path(
     os.environ.get("MARGINS_CACHE") or (REPO / "data" / "cache" if REPO else Path.home() / ".cache" / "margins")
-)
+).absolute()
 
 
 def note(path: Path) -> Path:

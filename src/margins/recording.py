@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +21,10 @@ from margins import paths
 from margins.checkpoints import Checkpoint, OutOfTime
 from margins.errors import MarginsError
 from margins.experiments import Experiment, Unit, find
-from margins.records import Record, Store
+from margins.records import Record, Store, atomic
+
+#: Exit status when the time budget ended before the runs did.
+UNFINISHED = 3
 
 
 def record(
@@ -34,7 +38,8 @@ def record(
     dry_run: bool = False,
     results: Path | None = None,
 ) -> int:
-    """Record what is missing of an experiment at a scale; returns the exit status (0: all that was asked for is there).
+    """Record what is missing of an experiment at a scale; returns the exit status: 0 when all that was asked for is
+    there, 1 when a run failed, 3 when the time budget ended first.
 
     `budget` is in seconds: no run goes on past it, and the same command continues later. Beyond the scale `quick` the
     checkout must have no uncommitted changes. Raises MarginsError before any work for a bad argument, an unreadable
@@ -51,7 +56,7 @@ def record(
     store = Store(results)
     todo = []
     for group, wanted in groups:
-        if missing := [unit for unit in wanted if store.load(name, unit.key) is None]:
+        if missing := [unit for unit in wanted if not store.has(name, unit.key)]:
             todo.append((group, missing))
     count = sum(len(wanted) for _, wanted in groups)
     have = count - sum(len(missing) for _, missing in todo)
@@ -66,6 +71,9 @@ def record(
     if problem and scale != "quick":
         raise MarginsError(f"scale {scale}: a record beyond quick names its commit, but {problem}")
     with _lock(name):
+        with atomic(store.folder(name) / "writable"):  # or an error before any run
+            pass
+        (store.folder(name) / "writable").unlink()
         for rest in store.folder(name).glob(".*.part"):  # of a process that was killed while writing
             rest.unlink(missing_ok=True)
         deadline = None if budget is None else time.monotonic() + budget
@@ -121,7 +129,7 @@ def _run_all(experiment, todo, store, commit, jobs, deadline) -> int:
     for error, units in failed.items():  # one message for one reason
         more = f" and {len(units) - 1} more" if len(units) > 1 else ""
         print(f"margins: {units[0]}{more}: {error}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed else UNFINISHED if stopped else 0
 
 
 def _outcomes(experiment, todo, store, commit, jobs, deadline):
@@ -132,7 +140,7 @@ def _outcomes(experiment, todo, store, commit, jobs, deadline):
             yield group, _attempt(experiment, group, missing, store, commit, deadline), time.monotonic() - start
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(todo)), context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+    with stopping(ProcessPoolExecutor(min(jobs, len(todo)), context, None, _end_with, (os.getpid(),))) as pool:
         starts, futures = time.monotonic(), {}
         for group, missing in todo:
             future = pool.submit(
@@ -141,6 +149,20 @@ def _outcomes(experiment, todo, store, commit, jobs, deadline):
             futures[future] = group
         for future in as_completed(futures):
             yield futures[future], future.exception() or future.result(), time.monotonic() - starts
+
+
+@contextlib.contextmanager
+def stopping(pool: ProcessPoolExecutor):
+    """The pool, whose workers are ended at once when the block ends by an exception, such as the reader's Ctrl-C."""
+    try:
+        yield pool
+    except BaseException:
+        workers = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.terminate()
+        raise
+    pool.shutdown()
 
 
 def _end_with(parent: int) -> None:
@@ -241,8 +263,8 @@ def _commit() -> tuple[str | None, str]:
     def git(*arguments):
         return subprocess.run(["git", *arguments], cwd=paths.REPO, capture_output=True, text=True)
 
-    head = git("rev-parse", "HEAD")
-    if head.returncode:
+    head = git("rev-parse", "HEAD") if shutil.which("git") else None
+    if head is None or head.returncode:
         commit = os.environ.get("MARGINS_COMMIT")
         return commit, "" if commit else "there is none; MARGINS_COMMIT names that of a copy without .git"
     changes = git("status", "--porcelain", "--", ".", ":!data/results").stdout.splitlines()

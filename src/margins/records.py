@@ -90,6 +90,10 @@ class Store:
             raise MarginsError(f"metrics: {', '.join(bad)} of {record.experiment} {record.row!r} is infinite")
         content = asdict(record)
         content["metrics"] = {name: None if math.isnan(value) else value for name, value in record.metrics.items()}
+        content["curves"] = {
+            name: [value if math.isfinite(value) else None for value in values]
+            for name, values in record.curves.items()
+        }
         if arrays:
             content["arrays"] = _write(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
         lines = (f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in content.items())
@@ -102,13 +106,17 @@ class Store:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             content["metrics"] = {k: math.nan if v is None else float(v) for k, v in content["metrics"].items()}
+            content["curves"] = {k: [math.nan if v is None else v for v in vs] for k, vs in content["curves"].items()}
             record = Record(**content)
             if record.format != FORMAT or record.key != path.stem:
                 raise ValueError(f"it says format {record.format} and key {record.key}")
+            named = (record.experiment, record.row, record.seed, record.scale, record.config, record.revisions)
+            if key_of(*named) != record.key:
+                raise ValueError("its configuration is not the one that its key stands for")
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MarginsError(
-                f"{path}: unreadable record ({error}). Restore it (git checkout -- {path.name}) or move it away;"
-                " nothing was changed"
+                f"{path}: unreadable record ({error}). Restore it (git checkout -- {path}) or move it away; nothing was"
+                " changed"
             ) from error
         return record
 
@@ -116,6 +124,11 @@ class Store:
         """The record of that key, or None where there is none."""
         path = self.path(experiment, key)
         return self.read(path) if path.exists() else None
+
+    def has(self, experiment: str, key: str) -> bool:
+        """Whether the record of that key is there, with its arrays."""
+        record = self.load(experiment, key)
+        return record is not None and (record.arrays is None or self.path(experiment, key).with_suffix(".npz").exists())
 
     def all(self, experiment: str) -> list[Record]:
         """Every record of an experiment, current or not, in the order of their keys."""
@@ -133,7 +146,10 @@ class Store:
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (OSError, ValueError) as error:
-            raise MarginsError(f"{path}: unreadable arrays of a record ({error}); nothing was changed") from error
+            raise MarginsError(
+                f"{path}: unreadable arrays of a record ({error}). Restore them (git checkout -- {path}), or delete the"
+                " record beside them and record it again; nothing was changed"
+            ) from error
 
 
 def _write(path: Path, write: Callable[[BinaryIO], Any]) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from margins.checkpoints import Checkpoint
+from margins.errors import MarginsError
 
 #: Samples whose share of the gradient is below float64 rounding are left out until the next look at all of them.
 _NEGLIGIBLE = 1e-17
@@ -42,6 +43,9 @@ def descend(
     clock is the sum of the steps over lr. Checkpoints are even in log epochs, `per_decade`, the first after one.
     Cost: one product with x and one with its transpose a step, of those samples that matter at float64 precision.
     """
+    for name, value, least in (("lr", lr, 0), ("epochs", epochs, 0.99)):
+        if not (math.isfinite(value) and value > least):
+            raise MarginsError(f"{name}: {value} given, allowed: finite, {'above 0' if least == 0 else 'at least 1'}")
     x = x.double().flatten(1)
     used = (x != 0).any(0)
     signed = torch.where(y == 1, 1.0, -1.0)[:, None].double() * x[:, used]
@@ -49,7 +53,7 @@ def descend(
     w = torch.zeros(signed.shape[1], dtype=torch.float64) if start is None else start.double()[used]
     state = {"w": w, "u": torch.ones_like(w), "curvature": 0.0, "rate": lr, "clock": 0.0, "step": 0}
     state |= {"steps": [0], "epochs": [0.0], "weights": [w]}
-    if checkpoint is not None and (saved := checkpoint.load()) is not None:
+    if checkpoint is not None and (saved := checkpoint.load(*state)) is not None:
         state = saved
     rows = signed
     while state["clock"] < epochs:
@@ -70,6 +74,52 @@ def descend(
     weights = torch.zeros(len(state["weights"]), x.shape[1], dtype=torch.float64)
     weights[:, used] = torch.stack(state["weights"])
     return Path(state["steps"], state["epochs"], weights)
+
+
+def descend_in_batches(
+    x: Tensor,
+    y: Tensor,
+    *,
+    lr: float,
+    epochs: int,
+    batch_size: int,
+    momentum: float,
+    generator: torch.Generator,
+    per_decade: int = 8,
+    checkpoint: Checkpoint | None = None,
+) -> Path:
+    """The same from zero by mini-batches with Nesterov's momentum, as the AMR authors' code trains; torch's SGD.
+
+    An epoch is one pass over the samples, in an order drawn from `generator`; the last, smaller batch counts as well.
+    """
+    x, sign = x.double().flatten(1), torch.where(y == 1, 1.0, -1.0).double()
+    w = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=lr, momentum=momentum, nesterov=momentum > 0)
+    kept, first = {"epochs": [0.0], "steps": [0], "weights": [w.detach().clone()]}, 0
+    if (
+        checkpoint is not None
+        and (saved := checkpoint.load("kept", "epoch", "w", "generator", "optimizer")) is not None
+    ):
+        kept, first = saved["kept"], saved["epoch"]
+        optimizer.load_state_dict(saved["optimizer"])
+        generator.set_state(saved["generator"])
+        with torch.no_grad():
+            w.copy_(saved["w"])
+    batches = math.ceil(len(x) / batch_size)
+    for epoch in range(first, epochs):
+        for batch in torch.randperm(len(x), generator=generator).split(batch_size):
+            pull = torch.sigmoid(-sign[batch] * (x[batch] @ w.detach()))
+            w.grad = -(x[batch].T @ (pull * sign[batch])) / len(batch)
+            optimizer.step()
+        due = 10 ** (math.floor(1e-9 + per_decade * math.log10(epoch + 1)) / per_decade)
+        if kept["epochs"][-1] < due or epoch + 1 == epochs:
+            kept["epochs"].append(float(epoch + 1))
+            kept["steps"].append((epoch + 1) * batches)
+            kept["weights"].append(w.detach().clone())
+        if checkpoint is not None:
+            state = {"kept": kept, "epoch": epoch + 1, "w": w.detach(), "generator": generator.get_state()}
+            checkpoint.tick(lambda state=state: state | {"optimizer": optimizer.state_dict()})
+    return Path(kept["steps"], kept["epochs"], torch.stack(kept["weights"]))
 
 
 def _look(signed: Tensor, state: dict, lr: float | None) -> Tensor:

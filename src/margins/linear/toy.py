@@ -1,11 +1,13 @@
 """AMM on linear classifiers in the plane: every configuration and seed of Figure 1 trained at once (section 3.3.3)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from margins.checkpoints import Checkpoint
+from margins.errors import MarginsError
 from margins.penalties import amm
 
 
@@ -47,18 +49,26 @@ def train(
     Returns the epochs noted (0, then each `every`, and the last) and the weights there, (T, P, S, 3), float64.
     All operations are elementwise or sums along one run, so the other runs in the stack don't change a number.
     """
+    steps = x.shape[1] // batch_size if batch_size > 0 else 0
+    for name, value, fits, allowed in (
+        ("seeds", list(seeds), len(seeds) > 0, "at least one"),
+        ("batch_size", batch_size, steps > 0, f"1 to the {x.shape[1]} samples"),
+        ("epochs, halve_every, every", (epochs, halve_every, every), min(epochs, halve_every, every) > 0, "1 or more"),
+        ("lr, c, d", (lr, c, d), all(math.isfinite(v) and v > 0 for v in (lr, c, d)), "finite numbers above 0"),
+    ):
+        if not fits:
+            raise MarginsError(f"{name}: {value} given, allowed: {allowed}")
     x = x.double()
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     start = torch.stack([torch.rand(3, generator=g, dtype=torch.float64) for g in generators]) * 2 - 1
     weights = (start / 2**0.5).repeat(len(pairs), 1, 1)
     velocity = torch.zeros_like(weights)
     noted, history, first = [0], [weights.clone()], 0
-    if checkpoint is not None and (state := checkpoint.load()) is not None:
+    if checkpoint is not None and (state := checkpoint.load("weights", "generators")) is not None:
         weights, velocity, noted, first = state["weights"], state["velocity"], state["noted"], state["epoch"]
         history = list(state["history"])
         for generator, saved in zip(generators, state["generators"], strict=True):
             generator.set_state(saved)
-    steps = x.shape[1] // batch_size
     for epoch in range(first, epochs):
         rate = lr * 0.5 ** (epoch // halve_every)
         order = torch.stack([torch.randperm(x.shape[1], generator=g) for g in generators])

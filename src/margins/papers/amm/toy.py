@@ -49,6 +49,11 @@ def run_toy(
     return data, epochs, weights
 
 
+def error_rate(margins: torch.Tensor) -> torch.Tensor:
+    """Share of misclassified points in %, of signed margins (..., N); nan where the run diverged."""
+    return torch.where(margins.isfinite().all(-1), 100 * (margins <= 0).double().mean(-1), torch.nan)
+
+
 def angles(weights: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     """Degrees between the normals of `weights` (..., 3) and `direction` (..., 2)."""
     normal = weights[..., :2]
@@ -86,15 +91,15 @@ def _toy(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
                 metrics={
                     "margin": train[-1].min(),
                     "margin on test points": test[-1].min(),
-                    "test accuracy": 100 * (test[-1] > 0).double().mean(),
-                    "train accuracy": 100 * (train[-1] > 0).double().mean(),
+                    "test accuracy": 100 - error_rate(test[-1]),
+                    "train accuracy": 100 - error_rate(train[-1]),
                     "angle to (1, 1)": angles(last, torch.ones(2, dtype=torch.float64)),
                     "angle to the class means": angles(last, mean_difference(x, y)),
                 },
                 curves={
                     "epoch": epochs if unit.row != "SVM" else [0],
                     "margin": train.min(-1).values.tolist(),
-                    "test error": (100 * (test <= 0).double().mean(-1)).tolist(),
+                    "test error": error_rate(test).tolist(),
                 },
                 arrays={"weights": last.numpy(), "signed test distances": test[-1].numpy()},
                 status="done" if last.isfinite().all() else "diverged",
@@ -108,13 +113,18 @@ register(
         name="amm/toy",
         title="AMM on two boxes in the plane",
         source="AMM, section 3.3.3, Figure 1",
-        rows={**{pair: {} for pair in PAIRS}, "SVM": {}, "MIN+EXP, d = 0.5": {"d": 0.5}},
+        rows={
+            **{pair: {} for pair in PAIRS},
+            "SVM": {},
+            "MIN+EXP, d = 0.5": {"d": 0.5},
+            "MIN+EXP, lr = 0.01": {"lr": 0.01},
+        },
         scales={"quick": {"epochs": 50}, "paper": {"epochs": 1000}},
         seeds=tuple(range(20)),
         run=_toy,
         settings=TOY,
         revisions={"toy": 1, "penalties.amm": amm.REVISION},
-        stack=lambda unit: unit.config["d"],
+        stack=lambda unit: (unit.config["d"], unit.config["lr"]),
         minutes={"quick": 0.1, "paper": 1},
     )
 )
