@@ -140,7 +140,7 @@ def _outcomes(experiment, todo, store, commit, jobs, deadline):
             yield group, _attempt(experiment, group, missing, store, commit, deadline), time.monotonic() - start
         return
     context = multiprocessing.get_context("spawn")
-    with stopping(ProcessPoolExecutor(min(jobs, len(todo)), context, None, _end_with, (os.getpid(),))) as pool:
+    with stopping(ProcessPoolExecutor(min(jobs, len(todo)), context, _end_with, (os.getpid(),))) as pool:
         starts, futures = time.monotonic(), {}
         for group, missing in todo:
             future = pool.submit(
