@@ -89,6 +89,13 @@ def test_outside_a_notebook(monkeypatch):
         margins.page("amm/toy")
 
 
+def test_a_parameter_below_its_bound(shell):
+    page, _ = run(shell, DECLARED)
+    page.at_least(epochs=50, lr=0)
+    with pytest.raises(MarginsError, match="parameter epochs: 50 given, 51 or more expected"):
+        page.at_least(epochs=51)
+
+
 def test_an_unknown_scale(shell):
     run(shell, DECLARED)
     with pytest.raises(MarginsError, match="scale: 'huge' given, one of quick, laptop, gpu, paper expected"):

@@ -32,6 +32,12 @@ class Page:
     def __init__(self, name: str, data: str | None, values: dict[str, parameters.Value]) -> None:
         self.name, self.data, self.parameters = name, data, values
 
+    def at_least(self, **bounds: float) -> None:
+        """Raise MarginsError where a parameter is below its bound: `page.at_least(points=1, epochs=0)`."""
+        for name, bound in bounds.items():
+            if not self.parameters[name] >= bound:
+                raise MarginsError(f"parameter {name}: {self.parameters[name]} given, {bound} or more expected")
+
     def markdown(self, text: str) -> None:
         """Display a sentence or paragraph that was computed, as MyST."""
         display({"text/markdown": text, "text/plain": text}, raw=True)

@@ -72,7 +72,7 @@ def _claim(claim: Claim, columns: Columns) -> list[str]:
         *(f"- {name}: {text(said)}" for name, said in facts.items() if said),
         f"- Claim `{claim.id}`, from {', '.join(f'`{name}`' for name in verdict.experiments)} at scale {verdict.scale}",
         "",
-        "| part | measured (95 % interval) | claimed | seeds | alone |",
+        "| part | measured (95 % interval; range, if exact) | claimed | seeds | alone |",
         "|:--|:--|:--|:--|:--|",
         *map(_row, verdict.parts),
         "",
