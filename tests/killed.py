@@ -3,6 +3,7 @@
 One has long runs with checkpoints (logistic regression on digits), one runs all its units at once (the toy).
 """
 
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ register(replace(EXPERIMENTS["amm/toy"], name="test/toy", scales={"quick": {"epo
 assert logistic
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may have had it ignored
     for name in ("test/digits", "test/toy"):
         if status := record(name, scale="quick", jobs=int(sys.argv[2]), results=Path(sys.argv[1])):
             sys.exit(status)
