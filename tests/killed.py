@@ -11,7 +11,7 @@ from pathlib import Path
 from margins import checkpoints
 from margins.experiments import EXPERIMENTS, register
 from margins.papers.amm import toy  # noqa: F401  registers amm/toy
-from margins.papers.amr import logistic
+from margins.papers.amr import logistic  # noqa: F401  registers amr/logistic-regression
 from margins.recording import record
 
 checkpoints.SECONDS = 0.02
@@ -26,7 +26,6 @@ register(
     )
 )
 register(replace(EXPERIMENTS["amm/toy"], name="test/toy", scales={"quick": {"epochs": int(sys.argv[3])}}, seeds=(0, 1)))
-assert logistic
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background may have had it ignored

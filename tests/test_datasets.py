@@ -1,22 +1,15 @@
 """Known exactly: the boxes of toy2d, scikit-learn's digits, and the sizes and class counts of the published files."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from real import needs
 from sklearn.datasets import load_digits
 
-from margins import _sources, datasets, paths
+from margins import datasets
 from margins.errors import MarginsError
-
-REAL = Path(os.environ.get("MARGINS_DATA") or paths.CACHE).resolve()
-
-
-def real(name):
-    return pytest.mark.skipif(not (REAL / _sources.SOURCES[name].folder).is_dir(), reason=f"{name} is not here")
 
 
 def equal(a, b):
@@ -120,7 +113,7 @@ def test_importing_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@real("mnist")
+@needs("mnist")
 def test_real_mnist_facts():
     train, test = datasets.load("mnist"), datasets.load("mnist", "test")
     assert train.x.shape == (60_000, 1, 28, 28) and test.x.shape == (10_000, 1, 28, 28)
@@ -130,14 +123,14 @@ def test_real_mnist_facts():
     assert [len(datasets.load("mnist", split, classes=(0, 1)).y) for split in datasets.SPLITS] == [12_665, 2_115]
 
 
-@real("fashion-mnist")
+@needs("fashion-mnist")
 def test_real_fashion_mnist_facts():
     for split, count in ("train", 6000), ("test", 1000):
         data = datasets.load("fashion-mnist", split)
         assert data.x.shape == (10 * count, 1, 28, 28) and data.y.bincount().tolist() == [count] * 10
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=real(name)) for name in ("cifar10", "cifar100")])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in ("cifar10", "cifar100")])
 def test_real_cifar_facts(name):
     for split, count in ("train", 50_000), ("test", 10_000):
         data = datasets.load(name, split)

@@ -8,6 +8,7 @@ from margins import datasets
 from margins.errors import MarginsError
 from margins.linear import logistic, toy
 from margins.linear.svm import hard_margin_svm
+from margins.margin import binary_margin
 from margins.papers.amm.toy import PAIRS, TOY, angles, mean_difference, toy_data
 
 D = torch.float64
@@ -62,6 +63,16 @@ def test_toy_distances_are_exact():
     weights = torch.tensor([3.0, 4.0, -10.0], dtype=D)
     x, y = torch.tensor([[2.0, 1.0], [0.0, 0.0], [2.0, 4.0]], dtype=D), torch.tensor([1, 0, 0])
     torch.testing.assert_close(toy.signed_margins(weights, x, y), torch.tensor([0.0, 2.0, -2.4], dtype=D))
+
+
+def test_the_three_forms_of_a_linear_margin_agree():
+    generator = torch.Generator().manual_seed(0)
+    x, y = boxes()
+    for w in torch.randn(5, 3, generator=generator, dtype=D):
+        exact = binary_margin(w[:2], w[2], x, y)
+        torch.testing.assert_close(toy.signed_margins(w, x, y), exact)
+        no_bias = binary_margin(w[:2], 0.0, x, y)
+        torch.testing.assert_close(logistic.margins_along(w[None, :2], x, y)[0], no_bias)
 
 
 SHORT = {key: TOY[key] for key in TOY if key != "size"} | {"epochs": 12, "every": 4}

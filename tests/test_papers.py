@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from real import needs
 
-from margins import datasets, papers
+from margins import papers
 from margins.checkpoints import Checkpoint
 from margins.claims import ledger
 from margins.errors import MarginsError
@@ -34,11 +35,12 @@ def test_units_have_keys_of_their_own(name):
         assert sorted(grouped) == sorted(unit.key for unit in experiment.units(scale))
 
 
-def test_the_statements_on_linear_classifiers_are_recorded_as_they_come_out(tmp_path):
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, marks=[needs("mnist")] * ("MNIST" in r)) for r in EXPERIMENTS["amm/linear"].rows]
+)
+def test_the_statements_on_linear_classifiers_are_recorded_as_they_come_out(tmp_path, row):
     experiment = EXPERIMENTS["amm/linear"]
-    for unit in experiment.units("paper"):
-        if "MNIST" in unit.row and not datasets.available("mnist"):
-            continue
+    for unit in (unit for unit in experiment.units("paper") if unit.row == row):
         record = Store().load(experiment.name, unit.key)
         (outcome,) = experiment.run([unit], Checkpoint(tmp_path / "none"))
         assert outcome.metrics == pytest.approx(record.metrics, rel=1e-6, abs=1e-12)
@@ -104,11 +106,7 @@ def test_logistic_settings_that_make_no_sense(changed, said):
         logistic.run_logistic(config, 0)
 
 
-def mnist():
-    return pytest.param("mnist", marks=pytest.mark.skipif(not datasets.available("mnist"), reason="MNIST is not here"))
-
-
-@pytest.mark.parametrize("data", ["digits", mnist()])
+@pytest.mark.parametrize("data", ["digits", pytest.param("mnist", marks=needs("mnist"))])
 def test_the_trade_off_of_amr(data):
     config = logistic.LOGISTIC | {"data": data, "size": 250, "epochs": 1e6, "short_epochs": 1.0}
     run = logistic.run_logistic(config, seed=0)

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +218,24 @@ def test_a_checkpoint_of_another_kind_is_told(tmp_path):
         checkpoints.Checkpoint(tmp_path / "run.pt").load()
 
 
+def test_an_exception_ends_the_workers_and_what_waits_for_them():
+    pool = ProcessPoolExecutor(2, get_context("spawn"))
+    with pytest.raises(KeyboardInterrupt), recording.stopping(pool):
+        waiting = [pool.submit(time.sleep, 15) for _ in range(6)]
+        while not waiting[0].running():
+            time.sleep(0.05)
+        start = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 5
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_any_run(experiment, tmp_path, monkeypatch):
+    (tmp_path / "results").write_text("a file, not a folder")
+    monkeypatch.setattr(recording, "_run_all", None)
+    with pytest.raises(MarginsError, match=r"results: .* can't be written to"):
+        recording.record("test/sum", scale="quick", results=tmp_path / "results")
+
+
 def test_interrupted_with_several_processes_it_stops_at_once(tmp_path):
     process = recorder(tmp_path / "results", tmp_path / "cache", 2)
     while not list((tmp_path / "cache").rglob("*.lock")):
@@ -237,14 +257,11 @@ def test_a_full_disk_is_told_and_loses_nothing(experiment, tmp_path, monkeypatch
     recording.record("test/sum", scale="quick", rows=("one",), results=tmp_path)
     before = contents_of(tmp_path)
 
-    trial = iter([None])
-
     def full(descriptor):
-        if next(trial, "full"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("margins.records.os.fsync", full)  # fails after the trial before the runs
+        patch.setattr("margins.records.os.fsync", full)
         assert recording.record("test/sum", scale="quick", results=tmp_path) == 1
         assert "No space left on device" in capsys.readouterr().err
     assert contents_of(tmp_path) == before

@@ -29,7 +29,6 @@ PYTHONS = ("3.11", "3.12", "3.13")
 SYSTEMS = {"Linux": ("linux", "posix"), "Darwin": ("darwin", "posix"), "Windows": ("win32", "nt")}
 
 
-needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not here")
 #: Without what a `make test` around us passes on to the makes below it.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
 
@@ -97,7 +96,6 @@ def test_conda_has_the_same_names_and_ranges():
     assert requirements(build)["setuptools"].specifier == given["setuptools"].specifier
 
 
-@needs_make
 def test_readme_commands_are_targets_of_make():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     commands = re.findall(r"^    make (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
@@ -107,7 +105,6 @@ def test_readme_commands_are_targets_of_make():
         assert done.returncode == 0, done.stderr
 
 
-@needs_make
 def test_make_refuses_another_python(tmp_path):
     python = tmp_path / "python-of-another-time"
     code = "import sys; sys.version_info = (3, 14, 0); exec(sys.argv[1])"

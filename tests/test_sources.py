@@ -9,6 +9,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from real import needs
 
 from margins import _sources, datasets, paths
 from margins.errors import MarginsError
@@ -193,7 +194,7 @@ def test_what_was_read_or_looked_for_is_noted(tiny, place, monkeypatch):
     assert {str(place / root / "MNIST" / "raw") for root in ("data", "cache")} == set(trace.read_text().split())
 
 
-@pytest.mark.skipif(not (REAL / "MNIST" / "raw").is_dir(), reason="mnist is not here")
+@needs("mnist")
 @pytest.mark.parametrize("how", ["whole", "truncated", "altered", "incomplete"])
 def test_real_mnist_files(place, monkeypatch, how):
     folder = place / "data" / "MNIST" / "raw"

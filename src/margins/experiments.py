@@ -60,8 +60,6 @@ class Experiment:
     settings: Mapping[str, Any] = field(default_factory=dict)
     revisions: Mapping[str, int] = field(default_factory=dict)
     stack: Callable[[Unit], Any] | None = None
-    #: None for independent seeds; the share of the data where the replicates are random subsets of it.
-    fraction: float | None = None
     #: Estimated minutes on one thread for the units of one stack, by scale.
     minutes: Mapping[str, float] = field(default_factory=dict)
 

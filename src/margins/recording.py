@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -21,7 +22,7 @@ from margins import paths
 from margins.checkpoints import Checkpoint, OutOfTime
 from margins.errors import MarginsError
 from margins.experiments import Experiment, Unit, find
-from margins.records import Record, Store, atomic
+from margins.records import Record, Store
 
 #: Exit status when the time budget ended before the runs did.
 UNFINISHED = 3
@@ -62,6 +63,7 @@ def record(
     have = count - sum(len(missing) for _, missing in todo)
     minutes = experiment.minutes.get(scale)
     cost = f", about {minutes * len(todo):.1f} minutes on one thread" if minutes is not None and todo else ""
+    print(f"{name}: {experiment.title} ({experiment.source})")
     print(f"{name} at scale {scale}: {have} of {count} records are there; {len(todo)} runs to do{cost}", flush=True)
     if dry_run or not todo:
         for _, missing in todo:
@@ -71,13 +73,20 @@ def record(
     if problem and scale != "quick":
         raise MarginsError(f"scale {scale}: a record beyond quick names its commit, but {problem}")
     with _lock(name):
-        with atomic(store.folder(name) / "writable"):  # or an error before any run
-            pass
-        (store.folder(name) / "writable").unlink()
+        _try_to_write(store.folder(name))
         for rest in store.folder(name).glob(".*.part"):  # of a process that was killed while writing
             rest.unlink(missing_ok=True)
         deadline = None if budget is None else time.monotonic() + budget
         return _run_all(experiment, todo, store, commit, jobs, deadline)
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raise MarginsError, before any run, where records could not be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise MarginsError(f"results: {folder} can't be written to ({error})") from error
 
 
 def _wanted(experiment: Experiment, scale: str, seeds, rows) -> list[tuple[list[Unit], list[Unit]]]:

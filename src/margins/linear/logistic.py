@@ -63,8 +63,7 @@ def descend(
         state["w"] = state["w"] + (state["rate"] / count) * (rows.T @ pull)
         state["clock"] += state["rate"] / lr
         state["step"] += 1
-        due = 10 ** (math.floor(1e-9 + per_decade * math.log10(state["clock"])) / per_decade)
-        if state["epochs"][-1] < due or state["clock"] >= epochs:
+        if state["epochs"][-1] < _due(state["clock"], per_decade) or state["clock"] >= epochs:
             state["steps"].append(state["step"])
             state["epochs"].append(state["clock"])
             state["weights"].append(state["w"])
@@ -111,8 +110,7 @@ def descend_in_batches(
             pull = torch.sigmoid(-sign[batch] * (x[batch] @ w.detach()))
             w.grad = -(x[batch].T @ (pull * sign[batch])) / len(batch)
             optimizer.step()
-        due = 10 ** (math.floor(1e-9 + per_decade * math.log10(epoch + 1)) / per_decade)
-        if kept["epochs"][-1] < due or epoch + 1 == epochs:
+        if kept["epochs"][-1] < _due(epoch + 1, per_decade) or epoch + 1 == epochs:
             kept["epochs"].append(float(epoch + 1))
             kept["steps"].append((epoch + 1) * batches)
             kept["weights"].append(w.detach().clone())
@@ -120,6 +118,11 @@ def descend_in_batches(
             state = {"kept": kept, "epoch": epoch + 1, "w": w.detach(), "generator": generator.get_state()}
             checkpoint.tick(lambda state=state: state | {"optimizer": optimizer.state_dict()})
     return Path(kept["steps"], kept["epochs"], torch.stack(kept["weights"]))
+
+
+def _due(epochs: float, per_decade: int) -> float:
+    """The last of the epochs evenly spaced in the logarithm, `per_decade`, that has been reached."""
+    return 10 ** (math.floor(1e-9 + per_decade * math.log10(epochs)) / per_decade)
 
 
 def _look(signed: Tensor, state: dict, lr: float | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from margins import datasets
 from margins.checkpoints import Checkpoint
 from margins.errors import MarginsError
-from margins.experiments import Experiment, Outcome, Unit, register
+from margins.experiments import Experiment, Outcome, Results, Unit, register
 from margins.linear.logistic import Path, adversarial, descend, descend_in_batches, margins_along
 from margins.linear.svm import Svm, hard_margin_svm
 
@@ -78,6 +78,19 @@ def run_logistic(config: Mapping, seed: int, checkpoint: Checkpoint | None = Non
     svm = hard_margin_svm(x, y, bias=False)
     along = margins_along(path.weights, x, y), margins_along(path.weights, x_test, test.y)
     return Run(x, y, x_test, test.y, path, svm, *along)
+
+
+def value_at(results: Results, row: str, name: str, epoch: float) -> np.ndarray:
+    """A recorded curve's value at the first checkpoint at or after an epoch, one a replicate."""
+    pairs = zip(results.curve(row, "epoch"), results.curve(row, name), strict=True)
+    return np.array([values[np.searchsorted(epochs, epoch * (1 - 1e-6))] for epochs, values in pairs])
+
+
+def largest_fall(results: Results, row: str, name: str, after: float) -> np.ndarray:
+    """How far a recorded curve falls below its own earlier maximum from an epoch on, one number a replicate."""
+    pairs = zip(results.curve(row, "epoch"), results.curve(row, name), strict=True)
+    curves = [values[epochs >= after] for epochs, values in pairs]
+    return np.array([(np.maximum.accumulate(values) - values).max() for values in curves])
 
 
 def curves(run: Run) -> dict[str, list[float]]:
@@ -202,7 +215,6 @@ register(
         run=_logistic,
         settings=LOGISTIC,
         revisions={"logistic": 2},
-        fraction=SHARE,
         minutes={"quick": 0.02, "paper": 0.3},
     )
 )

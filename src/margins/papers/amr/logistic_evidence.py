@@ -8,10 +8,12 @@ import numpy as np
 
 from margins.claims import Check, Difference, Evidence
 from margins.experiments import Results
-from margins.papers.amr.logistic import SHARE
+from margins.papers.amr.logistic import SHARE, value_at
 
 NAME = "amr/logistic-regression"
 SUBSETS = "80 % subsets"
+#: The share of the SVM's margin that counts as reaching it, and the relative fall that counts as drastic.
+REACHED, DRASTIC = 0.9, 0.2
 
 
 def _trend(results: Results, row: str, name: str, after: float = 0.0) -> np.ndarray:
@@ -50,12 +52,6 @@ def _largest(label: str, moves: np.ndarray, bound: np.ndarray | float, shown: st
     """That the largest of the moves (S, T) of each replicate is at most its bound."""
     worst = moves.max(1)
     return Check(label, worst <= bound, worst, shown)
-
-
-def _epoch(results: Results, name: str, epoch: float, row: str = SUBSETS) -> np.ndarray:
-    """The curve's value at the first checkpoint at or after an epoch, one a replicate."""
-    pairs = zip(results.curve(row, "epoch"), results.curve(row, name), strict=True)
-    return np.array([values[np.searchsorted(epochs, epoch * (1 - 1e-9))] for epochs, values in pairs])
 
 
 def _after(results: Results, name: str, epoch: float) -> list[np.ndarray]:
@@ -106,14 +102,16 @@ def _last(at) -> str:
 def _reaches(at):
     ratio = at[NAME].curve(SUBSETS, "minimum margin") / at[NAME].metric(SUBSETS, "SVM minimum margin")[:, None]
     return [
-        _of_subsets(f"minimum margin over the SVM's, epoch {_last(at)}", ratio[:, -1], ">", 0.9, "ratio"),
+        _of_subsets(f"minimum margin over the SVM's, epoch {_last(at)}", ratio[:, -1], ">", REACHED, "ratio"),
         _largest("largest minimum margin over the SVM's", ratio, 1 + 1e-9, "<= 1"),
     ]
 
 
 def _drops_early(at):
-    fall = 1 - _epoch(at[NAME], "average margin", 10) / _epoch(at[NAME], "average margin", 1)
-    return [_of_subsets("relative fall of the average margin from zero, step 1 to step 10", fall, ">", 0.2, "share")]
+    fall = 1 - value_at(at[NAME], SUBSETS, "average margin", 10) / value_at(at[NAME], SUBSETS, "average margin", 1)
+    return [
+        _of_subsets("relative fall of the average margin from zero, step 1 to step 10", fall, ">", DRASTIC, "share")
+    ]
 
 
 def _keeps_falling(at):
@@ -141,7 +139,7 @@ def _shifts_left(at):
     epochs = np.logspace(0, np.log10(last), 5)
     checks = []
     for decile in range(5, 10):
-        steps = np.diff([_epoch(at[NAME], f"decile {decile}", min(epoch, last)) for epoch in epochs], axis=0)
+        steps = np.diff([value_at(at[NAME], SUBSETS, f"decile {decile}", epoch) for epoch in epochs], axis=0)
         checks.append(Check(f"decile {decile}: largest step", steps.max(0) < 0, steps.max(0), "< 0"))
     return checks
 
