@@ -1,6 +1,7 @@
 """margins.page: the strict door of every notebook, and what it displays. Cells are run in a real IPython shell."""
 
 import re
+import sys
 
 import pandas as pd
 import pytest
@@ -22,9 +23,11 @@ sizes: list[int] = [1]  # numbers"""
 
 @pytest.fixture
 def shell():
+    main = sys.modules["__main__"]  # which the shell replaces by its own; other tests start processes from it
     shell = InteractiveShell.instance(config=Config({"HistoryManager": {"hist_file": ":memory:"}}))
     shell.reset()
-    return shell
+    yield shell
+    sys.modules["__main__"] = main
 
 
 def run(shell, *cells):
