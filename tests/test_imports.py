@@ -11,9 +11,12 @@ from margins import paths
 
 #: Rooms from the ground up: a module imports from rooms below its own, and from its own room.
 ORDER = [
-    {"errors", "paths", "_sources"},
-    {"datasets", "models"},
+    {"errors", "paths", "_sources", "checks"},
+    {"losses", "datasets", "models"},
+    {"training"},
+    {"attacks"},
     {"margin", "planar"},
+    {"evaluation"},
     {"penalties"},
     {"records", "checkpoints"},
     {"linear"},

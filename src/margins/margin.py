@@ -21,6 +21,7 @@ import math
 import torch
 from torch import nn
 
+from margins import checks
 from margins.errors import MarginsError
 from margins.models import frozen
 
@@ -33,10 +34,10 @@ def linear_margin(weight, bias, x, y, norm: float = 2) -> torch.Tensor:
     Raises MarginsError for other shapes and types, labels out of range, entries that are not finite, and K < 2.
     """
     dual = _dual(norm)
-    _tensor("weight", weight, 2)
-    x = _samples(x, weight.shape[1])
-    bias = weight.new_zeros(len(weight)) if bias is None else _tensor("bias", bias, 1, len(weight))
-    check_labels(y, len(x), len(weight))
+    checks.tensor("weight", weight, 2)
+    x = checks.samples(x, weight.shape[1])
+    bias = weight.new_zeros(len(weight)) if bias is None else checks.tensor("bias", bias, 1, len(weight))
+    checks.labels(y, len(x), len(weight))
     logits = x @ weight.T + bias
     prediction = logits.argmax(1)
     distance = _least(logits, _lengths(weight, dual), prediction)
@@ -50,10 +51,10 @@ def binary_margin(weight, bias, x, y, norm: float = 2) -> torch.Tensor:
     Raises MarginsError as `linear_margin` does.
     """
     dual = _dual(norm)
-    _tensor("weight", weight, 1)
-    bias = _tensor("bias", torch.as_tensor(bias, dtype=weight.dtype, device=weight.device), 0)
-    x = _samples(x, len(weight))
-    check_labels(y, len(x), 2)
+    checks.tensor("weight", weight, 1)
+    bias = checks.tensor("bias", torch.as_tensor(bias, dtype=weight.dtype, device=weight.device), 0)
+    x = checks.samples(x, len(weight))
+    checks.labels(y, len(x), 2)
     gap = (x @ weight + bias) * (2 * y - 1)
     return _ratio(gap, torch.linalg.vector_norm(weight, dual))
 
@@ -92,10 +93,10 @@ def feature_margin(model: nn.Module, x, y) -> torch.Tensor:
     if not isinstance(head, nn.Linear) or not callable(getattr(model, "features", None)):
         name = type(model).__name__
         raise MarginsError(f"model must have features(x) and a torch.nn.Linear called head, but {name} has not")
-    x = _tensor("x", x)
-    check_labels(y, len(x), head.out_features)
+    x = checks.tensor("x", x)
+    checks.labels(y, len(x), head.out_features)
     with frozen(model):
-        logits = _logits(head(model.features(x)), len(x))
+        logits = checks.logits(head(model.features(x)), len(x))
     return _least(logits, _lengths(head.weight, 2), y)
 
 
@@ -104,8 +105,8 @@ def logit_margin(logits, y) -> torch.Tensor:
 
     logits (B, K), y (B,) int64. Keeps the graph. Raises MarginsError as `linear_margin` does.
     """
-    _logits(logits, len(logits))
-    check_labels(y, len(logits), logits.shape[1])
+    checks.logits(logits, len(logits))
+    checks.labels(y, len(logits), logits.shape[1])
     label = y[:, None]
     return logits.gather(1, label)[:, 0] - logits.scatter(1, label, -math.inf).amax(1)
 
@@ -123,11 +124,11 @@ def average(margins) -> float:
 def _linearise(model, x, y, norm) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Effective margin (B,), and the gap (B,) and gradient (x's shape) of the class that attains it."""
     dual = _dual(norm)
-    x = _tensor("x", x).detach().requires_grad_()
+    x = checks.tensor("x", x).detach().requires_grad_()
     with frozen(model), torch.enable_grad():
-        logits = _logits(model(x), len(x))
+        logits = checks.logits(model(x), len(x))
         classes = logits.shape[1]
-        check_labels(y, len(x), classes)
+        checks.labels(y, len(x), classes)
         best = None
         for shift in range(1, classes):  # the other classes in turn, each sample from its own label on
             gap = (logits.gather(1, y[:, None]) - logits.gather(1, (y[:, None] + shift) % classes))[:, 0]
@@ -170,46 +171,10 @@ def _least(logits, lengths, reference) -> torch.Tensor:
 
 
 def _dual(norm: float) -> float:
-    if isinstance(norm, bool) or not isinstance(norm, int | float) or not norm >= 1:
-        raise MarginsError(f"norm must be a number p >= 1 (math.inf for the largest entry), but is {norm!r}")
+    norm = checks.norm(norm)
     if norm == 1:
         return math.inf
     return 1.0 if norm == math.inf else norm / (norm - 1)
-
-
-def _tensor(name: str, value, ndim: int | None = None, length: int | None = None) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        given = f"{value.dtype} tensor" if isinstance(value, torch.Tensor) else type(value).__name__
-        raise MarginsError(f"{name} must be a tensor of floating-point numbers, but is a {given}")
-    if ndim is not None and (value.ndim != ndim or (length is not None and len(value) != length)):
-        wanted = f"{ndim} dimensions" if length is None else f"the shape ({length},)"
-        raise MarginsError(f"{name} must have {wanted}, but has the shape {tuple(value.shape)}")
-    if not torch.isfinite(value).all():
-        raise MarginsError(f"{name} must be finite, but has entries that are nan or infinite")
-    return value
-
-
-def _samples(x, inputs: int) -> torch.Tensor:
-    if _tensor("x", x).ndim < 2 or math.prod(x.shape[1:]) != inputs:
-        raise MarginsError(f"x must have the shape (B, ...) with {inputs} numbers a sample, but has {tuple(x.shape)}")
-    return x.flatten(1)
-
-
-def _logits(logits, batch: int) -> torch.Tensor:
-    if _tensor("logits", logits).ndim != 2 or len(logits) != batch or logits.shape[1] < 2:
-        raise MarginsError(f"logits must have the shape ({batch}, K) with K >= 2, but have {tuple(logits.shape)}")
-    return logits
-
-
-def check_labels(y, batch: int, classes: int) -> None:
-    """Raise MarginsError unless y is int64 of shape (batch,) with values in 0..classes-1, and classes >= 2."""
-    if classes < 2:
-        raise MarginsError(f"a margin needs at least 2 classes, but there is {classes}")
-    if not isinstance(y, torch.Tensor) or y.dtype != torch.int64 or y.shape != (batch,):
-        given = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, torch.Tensor) else type(y).__name__
-        raise MarginsError(f"y must be int64 of shape ({batch},), but is {given}")
-    if batch and not (y.min() >= 0 and y.max() < classes):
-        raise MarginsError(f"y must lie in 0..{classes - 1}, but goes from {y.min()} to {y.max()}")
 
 
 def _margins(margins) -> torch.Tensor:

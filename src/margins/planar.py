@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from margins import checks
 from margins.errors import MarginsError
-from margins.margin import check_labels
 from margins.models import MLP, Linear
 
 _ROUND = 1e-12  # a value this small, relative to the largest that its terms can take in the box, counts as zero
@@ -103,7 +103,7 @@ def planar_margin(model: nn.Module, x, y, box: Sequence[float]) -> torch.Tensor:
     left, right, bottom, top = _box(box)
     x = _points(x)
     layers = _layers(model)
-    check_labels(y, len(x), len(layers[-1][1]))
+    checks.labels(y, len(x), len(layers[-1][1]))
     edge = np.min([x[:, 0] - left, right - x[:, 0], x[:, 1] - bottom, top - x[:, 1]], axis=0)
     if (edge < 0).any():
         at = edge.argmin()

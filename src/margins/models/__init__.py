@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from torch import nn
 
 from margins.errors import MarginsError
+from margins.models.cnn import CNN
 from margins.models.linear import Linear
 from margins.models.mlp import MLP
 
-__all__ = ["FAMILIES", "MLP", "Linear", "build", "frozen"]
+__all__ = ["CNN", "FAMILIES", "MLP", "Linear", "build", "frozen"]
 
 #: What `build` knows.
-FAMILIES: dict[str, type[nn.Module]] = {"linear": Linear, "mlp": MLP}
+FAMILIES: dict[str, type[nn.Module]] = {"linear": Linear, "mlp": MLP, "cnn": CNN}
 
 
 def build(name: str, **settings) -> nn.Module:

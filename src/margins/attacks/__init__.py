@@ -1,0 +1,10 @@
+"""Attacks: pure functions of (model, x, y) that look for misclassified points near x, one file a family.
+
+    within a budget eps    fgsm, pgd, cw, apgd, apgd_t, square, spsa, autoattack                   return InBall
+    minimum norm           deepfool, ddn, fab_t                                                    return Nearest
+
+All promise: inside the ball and the box to 1e-6; never worse than no attack; the same for a given generator, in
+whatever batches and order the samples come, and on CPU and GPU to rounding; the model (modes, `requires_grad`,
+gradients, BatchNorm statistics) as it was, after an exception too. x is (B, ...) within `bounds` ((0, 1); None for no
+box), y (B,) int64. Bad input raises MarginsError before any work is done.
+"""
