@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from margins.claims import Check, Claim, Difference, Evidence
+from margins.claims import Check, Claim, Difference, Evidence, Missing
 from margins.errors import MarginsError
 from margins.intervals import holm, interval, spreads
 from margins.verdicts import page, verdicts
@@ -284,3 +284,22 @@ def test_wrong_evidence_is_named():
     with pytest.raises(ZeroDivisionError) as caught:
         verdicts([claim("amm-a")], {"amm-a": Evidence(("amm/e",), lambda at: 1 / 0)}, lambda *_: 1)
     assert caught.value.__notes__ == ["while reading the evidence of amm-a"]
+
+
+def test_what_was_not_run_keeps_support_away_but_not_contradiction():
+    for_, against = Difference("d", [1.0, 1.1, 0.9], ">"), Difference("d", [-1.0, -1.1, -0.9], ">")
+    missing = Missing("the other networks")
+    assert decide(for_).outcome == "supported" and decide(against).outcome == "contradicted"
+    open_ = decide(for_, missing)
+    assert open_.outcome == "undecided" and open_.reason == "not run: the other networks"
+    assert open_.parts[1].outcome == "not run" and open_.parts[0].outcome == "supported"
+    assert decide(against, missing).outcome == "contradicted"
+    assert decide(Check("c", [False], 2.0, "< 1"), missing).outcome == "contradicted"
+
+
+def test_what_was_not_run_of_an_existence_keeps_contradiction_away_but_not_support():
+    for_, against = Difference("d", [1.0, 1.1, 0.9], ">"), Difference("d", [-1.0, -1.1, -0.9], ">")
+    missing = Missing("the other networks", exists=True)
+    assert decide(for_, missing).outcome == "supported"
+    assert decide(against, missing).outcome == "undecided"
+    assert decide(Check("c", [False], 2.0, "< 1"), missing).outcome == "undecided"

@@ -81,6 +81,8 @@ def _claim(claim: Claim, columns: Columns) -> list[str]:
 
 def _row(part: Part) -> str:
     unit = f" {part.unit}" if part.unit else ""
+    if part.outcome == "not run":
+        return f"| {text(part.label)} | | | | not run |"
     if part.relation == "exact":
         measured, claimed = part.measured, part.bound
     else:

@@ -137,6 +137,18 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A part of a claim that has not been run, such as the other networks of a claim about several.
+
+    The rest may contradict the claim but not support it; with `exists`, for a claim that something holds for at least
+    one of several, the rest may support it but not contradict it.
+    """
+
+    label: str
+    exists: bool = False
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a claim is read from: experiments, and a function of their results.
 
@@ -145,7 +157,7 @@ class Evidence:
     """
 
     experiments: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], Sequence[Difference | Check]] = field(repr=False)
+    read: Callable[[Mapping[str, Any]], Sequence["Difference | Check | Missing"]] = field(repr=False)
 
     def __post_init__(self):
         names = self.experiments

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from margins.claims import Check, Claim, Difference, Evidence
+from margins.claims import Check, Claim, Difference, Evidence, Missing
 from margins.errors import MarginsError
 from margins.intervals import LEVEL, holm, interval, spreads
 from margins.records import SCALES
@@ -20,6 +20,7 @@ FEWEST_SEEDS = 3
 class Part:
     """One line of a claim's evidence; an exact check has the relation "exact", what it `measured`, and its `bound`.
 
+    What was not run has the relation "missing" and the outcome "not run".
     `outcome` is that of the part alone, before any correction; `low`, `high`, `df` are None where there is no interval.
     """
 
@@ -72,7 +73,7 @@ def verdicts(
     claims = list(claims)
     if strangers := sorted(set(evidence) - {claim.id for claim in claims}):
         raise MarginsError(f"evidence: {', '.join(strangers)} is not in the ledger")
-    pages: dict[tuple[str, str], dict[str, Sequence[Difference | Check]]] = defaultdict(dict)
+    pages: dict[tuple[str, str], dict[str, Sequence[Difference | Check | Missing]]] = defaultdict(dict)
     for claim in claims:
         # A published number says nothing about a smaller setting than the paper's.
         least = SCALES.index("paper" if claim.kind == "number" else claim.least_scale)
@@ -95,15 +96,16 @@ def verdicts(
     return {claim.id: Columns(column(claim, SCALES[-1:]), column(claim, SCALES)) for claim in claims}
 
 
-def page(claims: Mapping[str, Sequence[Difference | Check]], scale: str) -> dict[str, Verdict]:
+def page(claims: Mapping[str, Sequence[Difference | Check | Missing]], scale: str) -> dict[str, Verdict]:
     """Verdicts of one page's claims (id -> its parts) at one scale; pooling and Holm's correction are over them.
 
     Supported needs every part; one contradicted part contradicts (its p-value times the number of statistical parts).
+    A `Missing` part takes one of the two away.
     A claim that exact checks alone decide, for or against, stands outside Holm's family.
     """
     spread = spreads([part for parts in claims.values() for part in parts if isinstance(part, Difference)])
     judged = {
-        id_: [_exact(part) if isinstance(part, Check) else _statistical(part, *spread[id(part)]) for part in parts]
+        id_: [_statistical(p, *spread[id(p)]) if isinstance(p, Difference) else _KINDS[type(p)](p) for p in parts]
         for id_, parts in claims.items()
     }
     sides = {id_: _sides(parts) for id_, parts in judged.items()}
@@ -143,16 +145,20 @@ class _Judged(NamedTuple):
     statistical: bool = False
     reason: str = ""
     these_weights: bool = False
+    exists: bool = False  # missing from a claim that something exists, so nothing can contradict it yet
 
 
-def _read(id_: str, evidence: Evidence, at: Mapping[str, Any]) -> Sequence[Difference | Check]:
+def _read(id_: str, evidence: Evidence, at: Mapping[str, Any]) -> Sequence[Difference | Check | Missing]:
     try:
         parts = list(evidence.read(at))
     except Exception as error:
         error.add_note(f"while reading the evidence of {id_}")
         raise
-    if not parts or not all(isinstance(part, Difference | Check) for part in parts):
-        raise MarginsError(f"evidence of {id_}: read gives {parts!r}; allowed: at least one Difference or Check")
+    known = all(isinstance(part, Difference | Check | Missing) for part in parts)
+    if not known or all(isinstance(part, Missing) for part in parts):
+        raise MarginsError(
+            f"evidence of {id_}: read gives {parts!r}; allowed: at least one Difference or Check, and any Missing"
+        )
     return parts
 
 
@@ -186,6 +192,14 @@ def _exact(c: Check) -> _Judged:
     return _Judged(part, float(outcome != "supported"), float(outcome != "contradicted"), False, reason)
 
 
+def _missing(m: Missing) -> _Judged:
+    part = Part(m.label, "missing", "not run", 0)
+    return _Judged(part, float(not m.exists), 1.0, False, f"not run: {m.label}", exists=m.exists)
+
+
+_KINDS = {Check: _exact, Missing: _missing}
+
+
 def _words(value: np.ndarray | float | str) -> str:
     """A number, or the range of the replicates' numbers, as text."""
     if isinstance(value, str):
@@ -197,9 +211,11 @@ def _words(value: np.ndarray | float | str) -> str:
 def _sides(judged: Sequence[_Judged]) -> tuple[float, float, bool]:
     """p-value for the claim, p-value against it, and whether it belongs to Holm's family."""
     statistical = [j.p_against for j in judged if j.statistical]
-    if any(j.p_against == 0 for j in judged if not j.statistical):
+    exists = any(j.exists for j in judged)
+    if any(j.p_against == 0 for j in judged if not j.statistical) and not exists:
         return 1.0, 0.0, False
     p_for = max(j.p_for for j in judged)
     if not statistical:
         return p_for, 1.0, False
-    return p_for, min(1.0, len(statistical) * min(statistical)), True  # Bonferroni: any part contradicts
+    # Bonferroni: any part contradicts
+    return p_for, 1.0 if exists else min(1.0, len(statistical) * min(statistical)), True
