@@ -87,7 +87,7 @@ def test_a_full_disk(user, tmp_path, monkeypatch):
     before = contents(tmp_path / "results")
 
     with monkeypatch.context() as patch:
-        patch.setattr("margins.records.os.fsync", full_after(0))
+        patch.setattr("margins.files.os.fsync", full_after(0))
         status, said = user(*linear())
     assert status == 1 and "could not be written" in said and os.strerror(errno.ENOSPC) in said
     assert contents(tmp_path / "results") == before

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from margins.errors import MarginsError
-from margins.records import Record, Store, atomic, key_of
+from margins.files import atomic
+from margins.records import Record, Store, key_of
 
 
 def record(**changes) -> Record:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from margins.errors import MarginsError
-from margins.records import atomic
+from margins.files import atomic
 
 #: Least time between two checkpoints of a run.
 SECONDS = 20.0

@@ -110,6 +110,13 @@ def whole(name: str, value, low: int = 0, high: int | None = None) -> int:
     return int(value)
 
 
+def generator(value) -> torch.Generator | None:
+    """`value` if it is a torch.Generator, or None for the default seed."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise MarginsError(f"generator must be a torch.Generator or None, but is {value!r}")
+    return value
+
+
 def choice(name: str, value, allowed: Iterable):
     """`value` if it is one of those allowed."""
     allowed = tuple(allowed)

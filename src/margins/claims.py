@@ -62,7 +62,8 @@ class Difference:
         for the same metric and unit, where equal variances are plausible. Empty: its own variance.
     images: (N,) paired differences an image in `unit`, averaged over the seeds that did not diverge, where all seeds
         share the test images; their mean is the mean of `values`. None: no variance over images is added.
-    resolution: the smallest step of `values`, 1/N in `unit`; the variance over seeds counts as at least its square.
+    resolution: the smallest step of `values`, 1/N in `unit`; the variance over seeds (of given weights, that of the
+        mean over images) counts as at least its square.
     fraction: the share f in (0, 1) of the data where replicates are random subsets of it instead of seeds.
     failed, opposed: in how many seeds the row that the claim favours diverged, and the other one.
     these_weights: S = 1, published weights; the interval is over images only.
@@ -121,12 +122,14 @@ class Check:
 
     held: (S,) bool; the part is supported when all are true, contradicted when none is.
     measured: (S,) numbers, one number or text.
+    these_weights: of published weights, not of a method.
     """
 
     label: str
     held: np.ndarray
     measured: np.ndarray | float | str
     bound: float | str
+    these_weights: bool = False
 
     def __post_init__(self):
         held = np.asarray(self.held)

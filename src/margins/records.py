@@ -1,11 +1,8 @@
 """The store of runs: one JSON file a record, written atomically, with its arrays in an .npz beside it."""
 
-import contextlib
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +12,7 @@ import numpy as np
 
 from margins import paths
 from margins.errors import MarginsError
+from margins.files import atomic
 
 #: The named scales, smallest first. `paper` is the published setting, every number of it.
 SCALES = ("quick", "laptop", "gpu", "paper")
@@ -48,27 +46,6 @@ def key_of(experiment: str, row: str, seed: int, scale: str, config: Mapping, re
     """The record's name: a hash of everything that decides the outcome."""
     identity = [experiment, row, seed, scale, config, revisions]
     return hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def atomic(path: Path):
-    """A binary file that appears under `path` whole or not at all; a full disk is one clear error."""
-    part = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        part = Path(name)
-        with open(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise MarginsError(f"{path} could not be written ({error}); nothing that was there has changed") from error
-    finally:
-        if part is not None:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
 
 
 class Store:

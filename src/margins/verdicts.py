@@ -189,7 +189,8 @@ def _exact(c: Check) -> _Judged:
     outcome = "supported" if c.held.all() else "undecided" if c.held.any() else "contradicted"
     part = Part(c.label, "exact", outcome, len(c.held), measured=_words(c.measured), bound=_words(c.bound))
     reason = f"{c.label}: held in {c.held.sum()} of {len(c.held)} replicates" if outcome == "undecided" else ""
-    return _Judged(part, float(outcome != "supported"), float(outcome != "contradicted"), False, reason)
+    p_for, p_against = float(outcome != "supported"), float(outcome != "contradicted")
+    return _Judged(part, p_for, p_against, False, reason, c.these_weights)
 
 
 def _missing(m: Missing) -> _Judged:
