@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: book test lint clean
+.PHONY: book test lint bench clean
 .DELETE_ON_ERROR:
 
 book: .venv/.ready
@@ -14,6 +14,10 @@ test: .venv/.ready
 lint: .venv/.ready
 	.venv/bin/ruff check
 	.venv/bin/margins tidy --check
+
+# Speed and strength beside other libraries, which it installs apart from .venv: benchmarks/README.md. It takes hours.
+bench: .venv/.ready
+	.venv/bin/python -m benchmarks $(ARGS)
 
 # Made last, so that a set-up that was interrupted is taken up again.
 .venv/.ready: requirements.lock pyproject.toml setup.py

@@ -1,4 +1,4 @@
-"""APGD and APGD-T: the published schedule, a plain version, closed forms. What all attacks promise: test_autoattack.py."""
+"""APGD and APGD-T: the published schedule, a plain version, closed forms. The promises: test_autoattack.py."""
 
 import math
 

@@ -11,8 +11,8 @@ from margins import paths
 
 #: Rooms from the ground up: a module imports from rooms below its own, and from its own room.
 ORDER = [
-    {"errors", "paths", "_sources", "checks"},
-    {"losses", "datasets", "models"},
+    {"errors", "paths", "files", "_sources", "checks"},
+    {"losses", "datasets", "models", "published"},
     {"training"},
     {"attacks"},
     {"margin", "planar"},

@@ -2,11 +2,12 @@
 
 import math
 
+import known
 import pytest
 import torch
 from torch import nn
 
-from margins import margin
+from margins import margin, planar
 from margins.errors import MarginsError
 from margins.models import MLP, Linear, build
 
@@ -225,6 +226,63 @@ def test_one_sample_does_not_see_the_others():
     torch.testing.assert_close(margin.effective_margin(model, x, y), alone)
 
 
+def test_the_effective_margin_costs_one_forward_and_the_other_classes_gradients():
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.forwards, self.backwards = Linear(3, 5), 0, 0
+
+        def forward(self, x):
+            self.forwards += 1
+            x = x * 1
+            x.register_hook(self.count)
+            return self.net(x)
+
+        def count(self, gradient):
+            self.backwards += 1
+
+    model = Counted()
+    margin.effective_margin(model, torch.rand(7, 3), torch.arange(7) % 5)
+    assert (model.forwards, model.backwards) == (1, 4)
+
+
+def test_no_samples_are_no_margins():
+    model, x, y = Linear(3, 4), torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)
+    for found in (margin.effective_margin(model, x, y), margin.feature_margin(model, x, y)):
+        assert found.shape == (0,)
+    assert margin.effective_point(model, x, y).shape == (0, 3)
+    assert margin.deepfool_margin(model, x, y).shape == (0,)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+@pytest.mark.parametrize("overshoot", [0.02, 0.5])
+def test_on_linear_models_the_deepfool_margin_is_the_distance_and_the_overshoot(norm, overshoot):
+    model, x, y = known.linear(2, classes=4)
+    exact = margin.linear_margin(model.head.weight, model.head.bias, x, y, norm).detach()
+    found = margin.deepfool_margin(model, x, y, norm=norm, overshoot=overshoot)
+    torch.testing.assert_close(found, exact * (1 + overshoot), rtol=1e-9, atol=1e-12)
+    assert (found < 0).any()
+    boxed = margin.deepfool_margin(model, x, y, norm=norm, bounds=(0, 1)).abs()
+    assert (boxed >= known.nearest(model, x, model(x).argmax(1), norm) * (1 - 1e-9)).all()
+
+
+def test_the_deepfool_margin_is_an_upper_bound_of_the_exact_one():
+    model = MLP(2, (12, 8), 3, generator=generator(15)).double()
+    with torch.no_grad():
+        for layer in [*model.hidden, model.head]:
+            layer.weight.mul_(3)
+    x = torch.rand(100, 2, generator=generator(16), dtype=torch.float64)
+    y = torch.arange(100) % 3
+    exact = planar.planar_margin(model, x, y, (-30, 31, -30, 31))
+    found = margin.deepfool_margin(model, x, y)
+    assert torch.equal(found.sign(), exact.sign())
+    assert (found < 0).any()
+    assert (found.abs() >= exact.abs() * (1 - 1e-9)).all()
+    assert 1.02 < (found / exact).median() < 1.1
+    torch.testing.assert_close(margin.deepfool_margin(model, x[:9], y[:9]), found[:9])
+    assert margin.deepfool_margin(model, x, y, steps=1).isinf().any()  # one step does not always change the class
+
+
 def test_logit_margin_by_hand_and_its_gradient():
     logits = torch.tensor([[3.0, 1, 2], [3, 1, 2]], requires_grad=True)
     found = margin.logit_margin(logits, torch.tensor([0, 1]))
@@ -237,6 +295,32 @@ def test_minimum_and_average_are_those_of_amr():
     margins = torch.tensor([0.5, -2.0, 1.5])
     assert margin.minimum(margins) == -2
     assert margin.average(margins) == pytest.approx(4 / 3)  # of absolute values: wrong samples count as distances
+
+
+def test_accuracy_follows_from_distances_at_any_eps():
+    margins = torch.tensor([0.5, -2.0, 1.5, math.inf, 0.0])
+    shares = [margin.accuracy_at(margins, eps).estimate for eps in (0, 0.4, 0.5, 1, 1.5, 99)]
+    assert shares == pytest.approx([0.6, 0.6, 0.4, 0.4, 0.2, 0.2])
+    assert margin.accuracy_at(margins, 0.4) == margin.rate(torch.tensor([True, True, True, False, False]))
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 10), (10, 10), (37, 200), (999, 1000), (1, 1)])
+def test_the_interval_is_where_the_score_test_does_not_reject(right, count):
+    estimate, low, high = margin.rate(torch.arange(count) < right)
+    assert estimate == right / count
+    for end, inner in ((low, 0), (high, 1)):
+        if 0 < end < 1:
+            assert abs(estimate - end) / math.sqrt(end * (1 - end) / count) == pytest.approx(1.959964, rel=1e-6)
+        else:
+            assert end == estimate == inner
+    assert 0 <= low <= estimate <= high <= 1
+    assert high - low > 0
+
+
+def test_the_rate_of_nothing_is_unknown():
+    estimate, low, high = margin.rate(torch.zeros(0, dtype=torch.bool))
+    assert math.isnan(estimate)
+    assert (low, high) == (0, 1)
 
 
 W, X, Y = torch.eye(3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
@@ -260,7 +344,12 @@ W, X, Y = torch.eye(3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
         (lambda: margin.effective_margin(nn.Flatten(0), X, Y), r"logits must have the shape \(2, K\) with K >= 2"),
         (lambda: margin.effective_margin(Linear(3, 2), X.long(), Y), "x must be a tensor of floating-point"),
         (lambda: margin.effective_margin(lambda x: x, X, Y), "model must be a torch.nn.Module, but is a function"),
+        (lambda: margin.effective_margin(Linear(3, 2), X.double(), Y), "model computes in torch.float32"),
         (lambda: margin.feature_margin(nn.Linear(3, 2), X, Y), "must have features"),
+        (lambda: margin.deepfool_margin(Linear(3, 2), X, Y, norm=1), "norm must be one of 2, inf, but is 1"),
+        (lambda: margin.deepfool_margin(Linear(3, 2), X - 1, Y, bounds=(0, 1)), "x must lie in the box"),
+        (lambda: margin.accuracy_at(W[0], -0.1), "eps must be a finite number of at least 0, but is -0.1"),
+        (lambda: margin.accuracy_at(W[0] * math.nan, 0.1), "no nan"),
         (lambda: margin.logit_margin(X * math.nan, Y), "logits must be finite"),
         (lambda: margin.minimum(X), "margins must be a tensor of shape"),
         (lambda: margin.average(X[0, :0]), "B >= 1"),

@@ -10,7 +10,6 @@ from torch import nn
 
 from margins import losses, models, planar
 from margins.attacks.pgd import cw, fgsm, pgd
-from margins.errors import MarginsError
 
 BOX = (0.0, 1.0)
 NORMS = [2, math.inf]
@@ -68,7 +67,7 @@ def test_two_classes_it_reaches_the_exact_worst_point_of_ball_and_box(norm, boun
     worst = known.worst_gap(model, x, y, norm, eps, bounds)
     scale = (model.head.weight[0] - model.head.weight[1]).abs().max().item() * eps
     right = known.gaps(model, x, y)[0].amin(1) > 0
-    kwargs = dict(norm=norm, eps=eps, steps=300, step_size=eps / 10, start=start, loss=loss, bounds=bounds)
+    kwargs = dict(norm=norm, eps=eps, steps=200, step_size=eps / 10, start=start, loss=loss, bounds=bounds)
     last = pgd(model, x, y, keep="last", **kwargs)
     torch.testing.assert_close(-losses.margin(model(last.x_adv), y)[right], worst[right], rtol=0, atol=1e-5 * scale)
     clear = worst.abs() > 1e-5 * scale
@@ -83,7 +82,7 @@ def test_many_classes_it_succeeds_only_where_possible_and_towards_the_right_clas
     model, x, y = known.linear(5, inputs=12, classes=4)
     eps = middling(known.nearest(model, x, y, norm, bounds))
     possible = known.worst_gap(model, x, y, norm, eps, bounds) < 0
-    run = partial(pgd, model, x, y, norm=norm, eps=eps, steps=300, step_size=eps / 10, start="none", bounds=bounds)
+    run = partial(pgd, model, x, y, norm=norm, eps=eps, steps=200, step_size=eps / 10, start="none", bounds=bounds)
     alone = run().success
     assert not (alone & ~possible).any()
     assert (alone & possible).sum() >= 0.9 * possible.sum()
@@ -97,69 +96,19 @@ def test_in_the_plane_it_never_succeeds_below_the_exact_distance_and_mostly_abov
         for layer in [*model.hidden, model.head]:
             layer.weight *= 3
         model.head.bias -= model(samples(500, 2)).mean(0)
-    x = samples(40, 2, seed=7)
+    x = samples(30, 2, seed=7)
     y = model(x).argmax(1)
     margin = planar.planar_margin(model, x, y, (-2.0, 3.0, -2.0, 3.0))
 
     def found(norm, radius):
         each = zip(x.split(1), y.split(1), radius.tolist(), strict=True)
-        run = partial(pgd, model, norm=norm, steps=30, bounds=None)
+        run = partial(pgd, model, norm=norm, steps=20, bounds=None)
         return torch.cat([run(a, b, eps=eps, step_size=eps / 6).success for a, b, eps in each])
 
     assert not found(2, 0.999 * margin).any()
     assert not found(math.inf, 0.999 * margin / math.sqrt(2)).any()  # a square within the disc
     assert found(2, 1.05 * margin).double().mean() >= 0.75
     assert found(math.inf, 1.05 * margin).double().mean() >= 0.9  # a square around the disc
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("keep", ["best", "last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("start", ["none", "uniform", "normal", "sphere", "image", "tensor"])
-def test_it_stays_in_ball_and_box_and_says_what_it_found(norm, keep, dtype, start):
-    model, (x, y) = mlp().to(dtype), labelled(mlp())
-    x = x.to(dtype)
-    x[:, :2] = x[:, :2].round()  # at the faces of the box
-    begin = torch.rand(x.shape, generator=generator(1), dtype=dtype) * 3 - 1 if start == "tensor" else start
-    found = pgd(model, x, y, norm=norm, eps=0.3, steps=7, step_size=0.1, start=begin, keep=keep)
-    assert found.x_adv.dtype == dtype and not found.x_adv.requires_grad
-    assert found.x_adv.min() >= 0 and found.x_adv.max() <= 1
-    delta = found.x_adv - x
-    assert torch.equal(found.distance, torch.linalg.vector_norm(delta, norm, dim=1))
-    assert found.distance.max() <= 0.3 + 1e-6
-    assert torch.equal(found.success, losses.margin(model(found.x_adv), y) >= 0)
-    wrong = losses.margin(model(x), y) >= 0
-    assert wrong.any() and found.success[wrong].all() and torch.equal(found.x_adv[wrong], x[wrong])
-    assert (found.distance[~wrong] > 0).all()
-    assert (found.norm, found.eps) == (norm, 0.3)
-    if keep == "best":
-        failed = ~found.success
-        assert (losses.log_odds(model(found.x_adv), y) >= losses.log_odds(model(x), y) - 1e-6)[failed].all()
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_batches_order_and_neighbours_change_nothing(norm):
-    model, (x, y) = mlp(), labelled(mlp())
-    run = partial(pgd, model, norm=norm, eps=0.2 if norm == 2 else 0.08, steps=15, step_size=0.05)
-    whole, again = run(x, y, generator=generator(4)), run(x, y, generator=generator(4))
-    assert torch.equal(whole.x_adv, again.x_adv)
-    assert 5 < whole.success.sum() < 55
-    order = torch.randperm(60, generator=generator(0))
-    mixed = run(x[order], y[order], generator=generator(4))
-    parts = [run(x[i], y[i], generator=generator(4)) for i in torch.arange(60).split(7)]
-    for x_adv in (mixed.x_adv[order.argsort()], torch.cat([part.x_adv for part in parts])):
-        torch.testing.assert_close(x_adv, whole.x_adv, rtol=0, atol=1e-6)
-    other = run(x, y, generator=generator(5))
-    assert not torch.equal(other.x_adv, whole.x_adv)
-
-
-def test_more_samples_than_go_at_a_time_are_each_attacked_once():
-    model, x = mlp(), samples(1000)
-    y = model(x).argmax(1)
-    found = pgd(model, x, y, norm=2, eps=0.2, steps=3, step_size=0.1, start="none", keep="last")
-    alone = pgd(model, x[700:703], y[700:703], norm=2, eps=0.2, steps=3, step_size=0.1, start="none", keep="last")
-    torch.testing.assert_close(found.x_adv[700:703], alone.x_adv, rtol=0, atol=1e-12)
-    assert found.calls.forward == 1000 * 5 and found.calls.backward == 1000 * 3
 
 
 def test_one_step_is_the_formula():
@@ -292,104 +241,3 @@ def test_cw_is_pgd_on_the_cw_loss():
     flat = cw(model, x, y, **(kwargs | {"steps": 20}), kappa=0.0)  # stops where the margin loss reaches kappa
     assert not torch.equal(flat.x_adv, pgd(model, x, y, norm=math.inf, loss="margin", **(kwargs | {"steps": 20})).x_adv)
     assert cw(model, x, y, eps=0.1, step_size=0.01).calls.backward <= 20 * 60
-
-
-def test_gradients_that_are_not_finite_spoil_only_their_own_pixels():
-    model = Line(lambda x: 10 * x[:, :1] + x[:, 1:].sqrt() - 2)  # the second pixel's gradient at 0 is infinite
-    model.forward = lambda x: torch.cat([torch.zeros_like(x[:, :1]), model.logit(x)], 1)
-    x, y = torch.tensor([[0.1, 0.0], [0.1, 0.0]]), torch.tensor([0, 0])
-    for norm in NORMS:
-        found = pgd(model, x, y, norm=norm, eps=0.2, steps=5, step_size=0.1, start="none")
-        assert found.success.all() and found.x_adv.isfinite().all()
-
-
-def test_nothing_to_do():
-    model, (x, y) = mlp(), labelled(mlp())
-    for keep in ("best", "last"):
-        empty = pgd(model, x[:0], y[:0], norm=2, eps=0.1, steps=3, step_size=0.1, keep=keep)
-        assert empty.x_adv.shape == (0, 6) and empty.success.shape == empty.distance.shape == (0,)
-        wrong = (model(x).argmax(1) + 1) % 4
-        found = pgd(model, x, wrong, norm=2, eps=0.1, steps=3, step_size=0.1, keep=keep)
-        assert torch.equal(found.x_adv, x) and found.success.all() and not found.distance.any()
-        assert (found.calls.forward, found.calls.backward) == (60, 0)
-
-
-class Fails(nn.Module):
-    """A small CNN with BatchNorm and dropout that raises when it is asked for the n-th time."""
-
-    def __init__(self, fails_at):
-        super().__init__()
-        self.asked, self.fails_at = -1, fails_at  # once for the labels
-        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(64, 3))
-
-    def forward(self, x):
-        self.asked += 1
-        if self.asked == self.fails_at:
-            raise RuntimeError("planted")
-        return self.body(x)
-
-
-@pytest.mark.parametrize("fails_at", [None, 1, 3, 6])
-@pytest.mark.parametrize("keep", ["best", "last"])
-def test_the_model_is_as_it_was(fails_at, keep):
-    model = Fails(fails_at)
-    model.body[1].eval()
-    model.body[4].weight.requires_grad_(False)
-    model.body[4].bias.grad = torch.ones(3)
-    x = torch.rand(9, 1, 6, 6, generator=generator(0))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = torch.get_rng_state()
-    y = model.eval()(x).argmax(1)
-    model.train()
-    model.body[1].eval()
-    flags = lambda: [(m.training, *(p.requires_grad for p in m.parameters())) for m in model.modules()]  # noqa: E731
-    want = flags()
-    run = partial(pgd, model, x, y, norm=2, eps=1e-6, steps=4, step_size=0.1, keep=keep)
-    if fails_at is None:
-        run()
-    else:
-        with pytest.raises(RuntimeError, match="planted"):
-            run()
-    assert flags() == want and torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert [p.grad is None for p in model.parameters()] == [True] * 5 + [False]
-    assert torch.equal(model.body[4].bias.grad, torch.ones(3))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"norm": 1}, "norm must be one of 2, inf"),
-        ({"eps": -0.1}, "eps"),
-        ({"steps": 0}, "steps"),
-        ({"step_size": 0.0}, "step_size"),
-        ({"keep": "first"}, "keep must be one of 'best', 'last'"),
-        ({"loss": "hinge"}, "loss must be one of"),
-        ({"loss": None}, "loss"),
-        ({"start": "zero"}, "start must be one of 'none'"),
-        ({"start": torch.zeros(60, 5)}, "start must be like x"),
-        ({"start": torch.full((60, 6), math.nan, dtype=torch.float64)}, "start must be finite"),
-        ({"start": "image", "bounds": None}, "needs bounds"),
-        ({"start": "none", "loss": "kl"}, "no gradient at x"),
-        ({"floor": -1.0}, "floor"),
-        ({"floor": 1e-6, "norm": math.inf}, "floor must be 0 for linf"),
-        ({"generator": 0}, "generator must be"),
-        ({"bounds": (1, 0)}, "bounds"),
-    ],
-)
-def test_bad_arguments_are_refused_before_the_model_is_asked(wrong, message):
-    model, (x, y) = mlp(), labelled(mlp())
-    model.register_forward_pre_hook(lambda *_: pytest.fail("the model was asked"))
-    with pytest.raises(MarginsError, match=message):
-        pgd(model, x, y, **({"norm": 2, "eps": 0.1, "steps": 2, "step_size": 0.1} | wrong))
-
-
-def test_bad_losses_are_refused():
-    two, x, y = known.linear(0, classes=2)
-    with pytest.raises(MarginsError, match="at least 3 classes"):
-        pgd(two, x, y, norm=2, eps=0.1, steps=1, step_size=0.1, loss="dlr")
-    for loss in (lambda z, y: z, lambda z, y: z.sum(), lambda z, y: y, lambda z, y: z.sum(1) * math.nan):
-        with pytest.raises(MarginsError, match=r"loss\(logits, y\)"):
-            pgd(two, x, y, norm=2, eps=0.1, steps=1, step_size=0.1, loss=loss)
-    with pytest.raises(MarginsError, match="kappa"):
-        cw(two, x, y, eps=0.1, step_size=0.1, kappa=-1.0)

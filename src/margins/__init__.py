@@ -2,7 +2,7 @@
 
 from margins.errors import MarginsError
 
-__all__ = ["MarginsError", "page"]
+__all__ = ["MarginsError", "evaluate", "page"]
 
 
 def __getattr__(name: str) -> object:
@@ -11,4 +11,8 @@ def __getattr__(name: str) -> object:
         from margins._page import page
 
         return page
+    if name == "evaluate":  # it needs torch, which takes seconds
+        from margins.evaluation import evaluate
+
+        return evaluate
     raise AttributeError(f"module 'margins' has no attribute {name!r}")

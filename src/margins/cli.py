@@ -1,6 +1,7 @@
-"""The command `margins`: build the book, rerun a page, record experiments, print verdicts."""
+"""The command `margins`: build the book, rerun a page, record experiments, evaluate a model, print verdicts."""
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from margins import paths
 from margins.errors import MarginsError
+
+#: Exit status of an evaluation that a sanity check has failed; it was made, and its numbers are not to be believed.
+DOUBTED = 4
 
 # Each command imports what it needs: recording on a training machine must not need Jupyter.
 
@@ -62,6 +66,29 @@ def _verdicts(given: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(given: argparse.Namespace) -> int:
+    import torch
+
+    from margins import datasets
+    from margins.evaluation import evaluate, weights
+
+    if given.device == "cuda" and not torch.cuda.is_available():
+        raise MarginsError("--device cuda: PyTorch finds no such device")
+    model = weights.find(given.model)
+    if given.weights is not None:
+        weights.load(model, given.weights)
+    data = datasets.load(given.data, "test", size=given.size)
+    model, x, y = model.to(given.device), data.x.to(given.device), data.y.to(given.device)
+    result = evaluate(
+        model, x, y, norm=float(given.norm), eps=given.eps, attacks=given.attacks, batch_size=given.batch_size,
+        seed=given.seed, resume=given.resume, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    print(f"{given.model} on {given.data}\n{result}")
+    if given.json is not None:
+        result.save(given.json)
+    return DOUBTED if result.failed else 0
+
+
 def seeds(text: str) -> tuple[int, ...]:
     """Read "0-4" or "0,2,5-7" as a tuple of seeds, each once and in order."""
     found: set[int] = set()
@@ -81,8 +108,27 @@ def seconds(text: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def radius(text: str) -> float:
+    """Read a number above 0, or a fraction such as 8/255."""
+    over, _, under = text.partition("/")
+    try:
+        value = float(over) / float(under or 1)
+    except (ValueError, ZeroDivisionError):
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} given, a number above 0 such as 0.5 or 8/255 expected")
+    return value
+
+
+def json_file(text: str) -> Path:
+    """Read the name of a file that ends with .json."""
+    if Path(text).suffix != ".json":
+        raise argparse.ArgumentTypeError(f"{text!r} given, a file name that ends with .json expected")
+    return Path(text)
+
+
 def count(text: str) -> int:
-    """Read a number of processes, at least 1."""
+    """Read a number of processes or samples, at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} given, a whole number from 1 expected")
     return int(text)
@@ -122,6 +168,24 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--dry-run", action="store_true", help="say what would run")
     record.add_argument("--results", type=Path, metavar="DIR", help="write to this folder instead of data/results")
 
+    evaluate = command("evaluate", _evaluate, "Attack a model on a test set, and say whether to believe the numbers.")
+    evaluate.add_argument(
+        "model", help="package.module:name, or the book's as 'linear(inputs=784, classes=10)'"
+    )
+    evaluate.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, .npz, or a state dict: .pt, .pth")
+    evaluate.add_argument("--data", required=True, metavar="NAME", help="as mnist; its test split")
+    evaluate.add_argument("--size", type=count, metavar="N", help="a random part of it (default: all)")
+    evaluate.add_argument("--norm", choices=("inf", "2"), default="inf", help="of the ball (default: inf)")
+    evaluate.add_argument("--eps", type=radius, required=True, metavar="E", help="as 0.1 or 8/255, of inputs in [0, 1]")
+    evaluate.add_argument("--attacks", default="strong", metavar="SUITE", help="quick, strong (default) or standard")
+    evaluate.add_argument("--batch-size", type=count, default=100, metavar="B", help="samples at a time (default: 100)")
+    evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the attacks (default: 0)")
+    evaluate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
+    evaluate.add_argument("--resume", type=Path, metavar="FILE", help="keep finished batches here, and go on from them")
+    evaluate.add_argument(
+        "--json", type=json_file, metavar="FILE", help="write the result here, its arrays to .npz"
+    )
+
     verdicts = command("verdicts", _verdicts, "Print what became of the papers' claims.")
     verdicts.add_argument("--paper", help="one paper only, as amm")
     verdicts.add_argument("--json", action="store_true", help="as JSON")
@@ -129,7 +193,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 1 failed, 130 interrupted; exits with 2 on a wrong line."""
+    """Run the command and return its exit status: 0 done, 1 failed, 130 interrupted; exits with 2 on a wrong line.
+
+    3: `record` ran out of its budget. 4: `evaluate` is done, and a sanity check has failed.
+    """
     given = parser().parse_args(argv)
     try:
         status = given.function(given)

@@ -74,7 +74,9 @@ def interval(d: Difference, s2: float, df: float) -> Interval:
     share = d.fraction / (1 - d.fraction) if d.fraction else 0.0
     terms = [] if d.these_weights else [(s2 * (share + 1 / len(values)), df)]
     if d.images is not None:
-        terms.append((d.images.var(ddof=1) / len(d.images), len(d.images) - 1))
+        # Given weights have no other variance: images that all agree are not certain of those that were not seen.
+        least = d.resolution**2 if d.these_weights else 0.0
+        terms.append((max(d.images.var(ddof=1) / len(d.images), least), len(d.images) - 1))
     half = _half(LEVEL / 2, terms)
     above, below = _p(mean - d.delta, terms), _p(d.delta - mean, terms)
     if d.relation == "within":

@@ -8,3 +8,33 @@ whatever batches and order the samples come, and on CPU and GPU to rounding; the
 gradients, BatchNorm statistics) as it was, after an exception too. x is (B, ...) within `bounds` ((0, 1); None for no
 box), y (B,) int64. Bad input raises MarginsError before any work is done.
 """
+
+from margins.attacks.apgd import apgd, apgd_t
+from margins.attacks.autoattack import AutoAttacked, autoattack
+from margins.attacks.ddn import ddn
+from margins.attacks.deepfool import Traced, deepfool
+from margins.attacks.fab import fab_t
+from margins.attacks.found import Calls, Found, InBall, Nearest
+from margins.attacks.pgd import cw, fgsm, pgd
+from margins.attacks.spsa import spsa
+from margins.attacks.square import square
+
+__all__ = [
+    "AutoAttacked",
+    "Calls",
+    "Found",
+    "InBall",
+    "Nearest",
+    "Traced",
+    "apgd",
+    "apgd_t",
+    "autoattack",
+    "cw",
+    "ddn",
+    "deepfool",
+    "fab_t",
+    "fgsm",
+    "pgd",
+    "spsa",
+    "square",
+]

@@ -70,14 +70,16 @@ def autoattack(
     with attacking(model, x, y, bounds) as (oracle, _, wrong):
         x = x.detach()
         x_adv, success, calls = x.clone(), wrong.clone(), oracle.calls
-        stages, spent = {}, {}
+        stages = {name: torch.zeros_like(wrong) for name in attacks}
+        spent = dict.fromkeys(attacks, Calls())
         for name, attack in attacks.items():
             left = (~success).nonzero()[:, 0]
+            if not len(left):  # not every model takes an empty batch
+                break
             found = attack(model, x[left], y[left])
             hit = found.success & (found.distance <= eps) if isinstance(found, Nearest) else found.success
             broken = left[hit]
-            x_adv[broken], success[broken] = found.x_adv[hit], True
-            stages[name] = torch.zeros_like(success).index_fill(0, broken, True)
+            x_adv[broken], success[broken], stages[name][broken] = found.x_adv[hit], True, True
             spent[name] = found.calls
             calls += found.calls
     return AutoAttacked(x_adv, success, length(x_adv - x, norm), calls, norm, eps, stages, spent)

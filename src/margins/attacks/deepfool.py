@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from margins import checks
 from margins.attacks.found import Bounds, Calls, Nearest, Oracle, attacking, finite, input_gradient, misclassified
 from margins.attacks.geometry import clip, column, length
-from margins.attacks.linearised import closing, distance
+from margins.attacks.linearised import closing, distance, dot
 
 REFERENCES = ("label", "prediction", "correction")
 ITERATES = ("plain", "overshot")
@@ -169,7 +169,7 @@ def _linearise(oracle: Oracle, x: Tensor, point: Tensor, leave: Tensor | None, t
         for c, gap in enumerate(gaps.unbind(1)):
             w = finite(input_gradient(gap.sum(), asked, keep=c < count - 1))
             gap = gap.detach().abs()
-            total = gap if bounds is None else gap + torch.linalg.vecdot(w.flatten(1), (x - point).flatten(1))
+            total = gap if bounds is None else gap + dot(w, x - point)
             rows = (distance(total, w, norm) < least).nonzero()[:, 0]  # the others are too far already without a box
             close, far = closing(gap[rows], w[rows], point[rows], norm, bounds, cut=first)
             if bounds is not None:

@@ -1,7 +1,8 @@
 """The nearest point where a linear gap closes, exactly, within a box too: the step of minimum-norm attacks.
 
-The move to it is -rate * w in l2 and -rate * sign(w) in linf, each entry cut off at the box. The gap falls as the rate
-grows, piecewise linearly and convexly: Newton's method from below never goes too far, and a few steps make it exact.
+The gap at x' is gap + w . (x' - x). The move that closes it is -rate * w in l2 and -rate * sign(w) in linf, each entry
+cut off at the box. The gap falls as the rate grows, piecewise linearly and convexly: Newton's method from below never
+goes too far, and a few steps make it exact.
 """
 
 import math
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from margins.attacks.found import Bounds
 from margins.attacks.geometry import clip, column, length
+
+
+_ENOUGH = 100  # steps of Newton's method; a few are needed
 
 
 def distance(gap: Tensor, w: Tensor, norm: float) -> Tensor:
@@ -27,30 +31,52 @@ def closing(gap: Tensor, w: Tensor, x: Tensor, norm: float, bounds: Bounds, cut:
     smaller, x' is x and the distance infinite. With `cut` x' is the point without a box, moved into it, in all cases.
     Cost: some passes over x, little against a forward.
     """
-    scale = w.flatten(1).abs().amax(1)
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = w.flatten(1).abs().amax(1).clamp(min=torch.finfo(w.dtype).tiny)
     w, gap = w / column(scale, w), gap / scale  # so that squares do not underflow
-    towards = -w if norm == 2 else -w.sign()
-    gain = (w * -towards).flatten(1)
-    slope = gain.sum(1)
+    towards = w if norm == 2 else w.sign()
+    slope = dot(w, towards)
     rate = torch.where(slope > 0, gap / slope, 0.0)
-    straight = torch.addcmul(x, towards, column(rate, x))
     size = torch.where(slope > 0, rate * length(towards, norm), math.inf)
+    straight = x - column(rate, x) * towards
     if bounds is None:
         return straight, size
-    near = moved_in = clip(straight, bounds)
-    closes = slope > 0
-    for _ in range(gain.shape[1]):
-        left = gap + torch.linalg.vecdot(w.flatten(1), (near - x).flatten(1))
-        more = closes & (left > 64 * torch.finfo(x.dtype).eps * gap)
-        if not more.any():
-            break
-        slope = torch.linalg.vecdot(gain, (straight == near).to(gain.dtype).flatten(1))  # of what is not yet cut off
-        closes = closes & ~(more & (slope <= 0))
-        rate = torch.where(more & closes, rate + left / slope, rate)
-        straight = torch.addcmul(x, towards, column(rate, x))
-        near = clip(straight, bounds)
-    diameter = (bounds[1] - bounds[0]) * (gain.shape[1] ** 0.5 if norm == 2 else 1)
+    moved_in = clip(straight, bounds)
+    near, _, left = newton(gap, w, towards, x, bounds, rate, _ENOUGH)
+    closes = left <= tolerance(x) * gap
+    diameter = (bounds[1] - bounds[0]) * (math.prod(x.shape[1:]) ** 0.5 if norm == 2 else 1)
     size = torch.where(closes, length(near - x, norm), size + diameter)
-    near = moved_in if cut else torch.where(column(closes, x), near, moved_in)
-    return near, torch.where((near == x).flatten(1).all(1) & (gap > 0), math.inf, size)
+    size = torch.where(length(moved_in - x, norm) + gap > gap, size, math.inf)
+    if cut or closes.all():
+        return moved_in if cut else near, size
+    return torch.where(column(closes, x), near, moved_in), size
+
+
+def newton(gap: Tensor, w: Tensor, towards: Tensor, x: Tensor, bounds: Bounds, rate: Tensor, steps: int):
+    """The point x - rate * towards, moved into the box, where the gap closes; the rate; and the gap left there.
+
+    Starts at `rate` (n,), which may be too large, and ends after that many steps or when no gap is left.
+    """
+    gain = None
+    for step in range(steps):
+        straight = torch.addcmul(x, towards, column(rate, x), value=-1)
+        near = clip(straight, bounds)
+        left = gap + dot(w, near - x)
+        more = left.abs() > tolerance(x) * gap
+        if step == steps - 1 or not more.any():
+            break
+        gain = w * towards if gain is None else gain
+        slope = dot(gain, (straight == near).to(x.dtype))  # of what is not cut off
+        if not (more & (slope > 0)).any():
+            break
+        rate = torch.where(more, rate + left / slope, rate).nan_to_num(0.0,0.0,0.0).clamp(min=0)
+    return near, rate, left
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(n,) the sum over each sample of a * b."""
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+
+
+def tolerance(x: Tensor) -> float:
+    """The share of a gap that counts as none, some roundings of x's type."""
+    return 64 * torch.finfo(x.dtype).eps

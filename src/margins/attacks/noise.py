@@ -35,7 +35,7 @@ class Noise:
         size = math.prod(shape)
         index = torch.arange(self.drawn, self.drawn + size, dtype=torch.int32, device=self.key.device)
         self.drawn += size
-        return _mix(_mix(index * _GOLDEN) + self.key[:, None]).reshape(-1, *shape)
+        return _mix(_mix(index * _GOLDEN) + self.key[:, None]).reshape(len(self.key), *shape)
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) float32 in [0, 1), a multiple of 2^-24."""

@@ -61,9 +61,10 @@ def pgd(
     """Gradient ascent with steps of length step_size in the ball of radius eps (norm 2 or math.inf, input units).
 
     x (B, ...) in `bounds`, y (B,) int64.
-    start: "none" (x itself), "uniform" (in the ball), "normal" (0.001 x standard normal), "sphere" (at distance eps;
-    for linf a corner of the ball), "image" (a uniform image of the box, shrunk onto the ball) or a tensor like x; moved
-    into ball and box.
+    start: "none" (x itself), "uniform" (in the ball; of an l2 ball of many dimensions nearly all is surface, and from
+    there few steps find less than from near x), "normal" (0.001 x standard normal), "sphere" (at distance eps; for linf
+    a corner of the ball), "image" (a uniform image of the box, shrunk onto the ball) or a tensor like x; moved into
+    ball and box.
     loss: what is ascended: "cross-entropy" (as `losses.log_odds`: the same directions, but it does not freeze where the
     cross-entropy underflows), "kl" (KL(p(x) || p(x_adv)), not from start "none", where its gradient is zero),
     "margin", "cw" (kappa 50), "dlr" (K >= 3), or (logits, y) -> (B,).
@@ -72,8 +73,8 @@ def pgd(
     floor: above 0 (l2 only) gradients are divided by max(length, floor) and "cross-entropy" and "kl" are computed
     literally: confident samples then hardly leave their start. Some published numbers come from it (floor 1e-6).
 
-    Costs 1 forward at x, `steps` forwards with backwards and 1 last forward, for each sample until it leaves. Raises
-    MarginsError for bad input.
+    Costs 1 forward at x, and, where that is right, `steps` forwards with backwards and 1 last forward; with keep "best"
+    for a sample until it is solved, or soon after. Raises MarginsError for bad input.
     """
     checks.number("step_size", step_size, 0, above=True)
     return _attack(model, x, y, norm, eps, steps, step_size, start, loss, keep, floor, bounds, generator)
@@ -155,9 +156,9 @@ def _attack(model, x, y, norm, eps, steps, step_size, start, loss, keep, floor, 
         checks.tensor("loss(logits, y)", objective(logits, y, logits).detach(), 1, len(y))
         noise = Noise(x, generator) if isinstance(start, str) and start != "none" else None
         x, x_adv, success = x.detach(), x.detach().clone(), wrong.clone()
-        climb = _best if keep == "best" else _last
+        climb, exact = _best if keep == "best" else _last, not floor and bounds is not None
         for rows in _parts((~wrong).nonzero()[:, 0]):
-            near = _Near(x[rows], y[rows], logits[rows], norm, eps, bounds, not floor)
+            near = _Near(x[rows], y[rows], logits[rows], norm, eps, bounds, exact)
             if noise is not None:
                 here = random_start(start, near.x, norm, eps, bounds, noise.keep(rows))
             else:
@@ -175,6 +176,7 @@ def _objective(loss: str | Loss, floor: float) -> _Objective:
 
 def _check_start(start: str | Tensor, x, loss: str | Loss, bounds: Bounds) -> None:
     if isinstance(start, Tensor):
+        checks.tensor("x", x)
         if checks.tensor("start", start).shape != x.shape or start.dtype != x.dtype or start.device != x.device:
             raise MarginsError(
                 f"start must be like x, {x.dtype} of shape {tuple(x.shape)} on {x.device},"
@@ -215,10 +217,11 @@ class _Near:
     def project(self, here: Tensor) -> Tensor:
         """Into the box and into the ball, overwriting `here`.
 
-        For l2: into the box, then into the ball, as is usual. This pulls pixels off the faces of the box that belong
-        there, by about step_size / eps of their way, at every step anew. Unless the published protocol is asked for,
-        the step is therefore first shrunk by as much as the last one was too long, so that after a few steps nothing
-        is pulled any more: where the gradient no longer turns, the limit is the true projection's, at no extra cost.
+        For l2: into the box, then into the ball, as is usual. That pulls pixels off the faces of the box that belong
+        there, by about step_size / eps of their way, at every step anew. Unless the published protocol is asked for
+        (`exact` is false), what is moved is therefore first shrunk by as much as was still needed in the last steps, so
+        that soon nothing is pulled any more: while the gradient does not turn, the limit is that of the true
+        projection, `into_both`, without its cost.
         """
         if self.norm == math.inf:
             return here.clamp_(self.low, self.high)

@@ -1,0 +1,218 @@
+"""The book's strong minimum-norm attack: how near the nearest misclassified point is, from above.
+
+Of the family of DDN (Rony et al. 2019) and FMN (Pintor et al. 2021): direction and norm are decoupled, and every
+gradient serves both. At an iterate z near the boundary, with the gap g = f_y - f_t to a class t and its gradient w:
+
+    p  = the point nearest to x, in the box, where the linearised gap g + w . (p - z) closes    (exact on linear models)
+    z <- z + beta (p - z), then along -w to where the linearised gap is a little below 0        (beta falls from step to step)
+
+The first line looks for the nearest point of the linearised boundary (as FAB does, Croce and Hein 2020), the second
+stays on the true one. How far below 0 adapts to each sample: less after a step that was misclassified, more after one
+that was not. The logits' differences are what is followed, so nothing underflows where the network is confident. Which
+class is nearest decides most: classes race, and the better half goes on.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from margins import checks
+from margins.attacks.found import Bounds, Calls, Nearest, Oracle, attacking, finite, input_gradient
+from margins.attacks.geometry import clip, column, direction, length
+from margins.attacks.linearised import closing, dot, newton
+from margins.attacks.noise import Noise
+
+#: The race: so many classes at first, each for this share of the steps, then those that were nearest.
+RACE = ((4, 0.06), (2, 0.1))
+#: beta at the first and at the last step, falling along half a cosine.
+FIRST, LAST = 0.8, 0.03
+#: The overshoot, a share of the distance: at first, its bounds, and the factors after a failure and a success.
+OVERSHOOT, LEAST, MOST, MORE, LESS = 0.1, 1e-5, 0.5, 1.5, 0.5
+#: Steps of Newton's method a projection; it goes on from the last one's rate.
+NEWTON = 2
+
+
+def ddn(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: float = 2,
+    steps: int = 100,
+    targets: int = 9,
+    bounds: Bounds = (0.0, 1.0),
+    generator: torch.Generator | None = None,
+) -> Nearest:
+    """The nearest misclassified point that is found; its distance is an upper bound of the margin.
+
+    x (B, ...), y (B,) int64; norm 2 or math.inf; steps: gradients, one forward and one backward each; targets: of how
+    many classes, those with the largest logits at x, the distance is looked at. A point counts as misclassified only if
+    it stays so under rounding. On a linear model the distance is exact but for the overshoot, in a box too.
+
+    Random numbers (generator) serve only samples for which no gradient step led to another class, as where gradients
+    vanish: they get points around x at growing distances. Cost: `steps` forwards and backwards, which include the
+    ranking of the classes at x, and some 10 forwards. Raises MarginsError for bad arguments, before any work.
+    """
+    norm, steps = checks.norm(norm, (2, math.inf)), checks.whole("steps", steps, 1)
+    targets, bounds = checks.whole("targets", targets, 1), checks.box(bounds)
+    with attacking(model, x, y, bounds) as (oracle, logits, wrong):
+        noise, here = Noise(x, generator), (~wrong).nonzero()[:, 0]
+        best = _Best(oracle, x.detach()[here], y[here], norm, bounds)
+        order = logits[here].scatter(1, y[here, None], -math.inf).argsort(dim=1, descending=True, stable=True)
+        _race(best, order[:, : min(targets, oracle.classes - 1)], steps)
+        _blind(best, noise.keep(here))
+    x_adv, success = x.detach().clone(), wrong.clone()
+    x_adv[here], success[here] = best.point, best.distance < math.inf
+    distance = torch.where(success, length(x_adv - x.detach(), norm), math.inf)
+    return Nearest(x_adv, success, distance, oracle.calls, norm)
+
+
+class _Best:
+    """The samples that are attacked, all of them right at x, and the nearest misclassified point met of each."""
+
+    def __init__(self, oracle: Oracle, x: Tensor, y: Tensor, norm: float, bounds: Bounds):
+        self.oracle, self.x, self.y, self.norm, self.bounds = oracle, x, y, norm, bounds
+        self.point, self.distance = x.clone(), torch.full(x.shape[:1], math.inf, dtype=x.dtype, device=x.device)
+
+    def see(self, point: Tensor, distance: Tensor, logits: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Keep the points (n, ...) of these samples that are nearer; (n,) bool, which are misclassified for sure."""
+        y = self.y[rows][:, None]
+        gap = logits.gather(1, y)[:, 0] - logits.scatter(1, y, -math.inf).amax(1)
+        sure = ~(gap > -32 * torch.finfo(logits.dtype).eps * logits.abs().amax(1))  # more than rounding may undo
+        nearer = sure & (distance < self.distance[rows])
+        chosen = nearer.nonzero()[:, 0]
+        at = chosen if isinstance(rows, slice) else rows[chosen]
+        self.point[at], self.distance[at] = point[chosen], distance[chosen]
+        return sure
+
+    def ask(self, point: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """`see` for points whose logits are not known: n forwards."""
+        return self.see(point, length(point - self.x[rows], self.norm), self.oracle.logits(point), rows)
+
+
+@dataclass
+class _Chase:
+    """The pursuit of one class by each of the n samples: where it is and what it knows.
+
+    target (n,) int64; point (n, ...), the iterate; overshoot (n,); rate (n,) of the last projection; reached (n,), the
+    least distance at which it met a misclassified point; ahead (n,), the distance to the linearised boundary.
+    """
+
+    target: Tensor
+    point: Tensor
+    overshoot: Tensor
+    rate: Tensor
+    reached: Tensor
+    ahead: Tensor
+
+    @classmethod
+    def start(cls, best: _Best, target: Tensor) -> "_Chase":
+        none = torch.zeros_like(best.distance)
+        return cls(target, best.x, none + OVERSHOOT, none, none + math.inf, none)
+
+    def step(self, best: _Best, beta: float) -> None:
+        """One gradient, and the move of the module's docstring."""
+        x, norm, target = best.x, best.norm, self.target
+        w, gap, logits = best.oracle.gradient(self.point, best.y, lambda logits, y: _gap(logits, y, target))
+        delta = self.point - x
+        distance = length(delta, norm)
+        sure = best.see(self.point, distance, logits)
+        self.reached = torch.where(sure, self.reached.minimum(distance), self.reached)
+        self.overshoot = (self.overshoot * torch.where(sure, LESS, MORE)).clamp(LEAST, MOST)
+        unit = direction(w, 2)
+        gap = _over(gap, dot(w, unit)).nan_to_num(0.0, 0.0, 0.0)
+        towards = unit if norm == 2 else unit.sign()
+        slope = dot(unit, towards)
+        at_x = gap - dot(unit, delta)
+        near, self.rate, left = newton(
+            at_x, unit, towards, x, best.bounds, _over(at_x, slope).maximum(self.rate), NEWTON
+        )
+        self.ahead = length(near - x, norm)
+        beyond = self.overshoot * torch.where(distance > 0, distance * slope, gap)
+        back = _over((1 - beta) * gap + beta * left + beyond, slope)
+        point = torch.addcmul(self.point.lerp(near, beta), towards, column(back, x), value=-1)
+        self.point = clip(point, best.bounds)
+
+
+def _race(best: _Best, order: Tensor, steps: int) -> None:
+    """Chase the classes order (n, C): the nearest few at first, the nearest of those further, the nearest to the end."""
+    classes, left = order.shape[1], steps
+    stages = [(min(racers, classes), round(share * steps)) for racers, share in RACE]
+    needed = sum(racers * turns for racers, turns in stages)
+    ranking = (classes + 2) // 2  # of all classes at x: a forward and a backward for each class, in steps
+    if classes > RACE[0][0] and ranking + needed < steps:
+        order, left = _ranked(best, order), steps - ranking
+    stages.append((1, left - needed))
+    turn, turns = 0, sum(turns for _, turns in stages)
+    chases = [_Chase.start(best, target) for target in order[:, : stages[0][0]].unbind(1)]
+    for racers, count in stages:
+        chases = _nearest(chases, racers)
+        for chase in chases:
+            for i in range(turn, turn + count):
+                chase.step(best, LAST + (FIRST - LAST) * (1 + math.cos(math.pi * i / turns)) / 2)
+        turn += count
+    best.ask(chases[0].point)
+
+
+def _ranked(best: _Best, order: Tensor) -> Tensor:
+    """The classes (n, C) by their distance in the model linearised at x: n forwards, C n backwards."""
+    x, distances = best.x, []
+    with torch.enable_grad():
+        asked = x.detach().requires_grad_()
+        logits = best.oracle.model(asked)
+        for c, target in enumerate(order.unbind(1)):
+            gap = _gap(logits, best.y, target)
+            w = finite(input_gradient(gap.sum(), asked, keep=c < order.shape[1] - 1))
+            distances.append(closing(gap.detach(), w, x, best.norm, best.bounds)[1])
+    best.oracle.calls += Calls(len(x), order.numel())
+    return order.gather(1, torch.stack(distances, 1).argsort(dim=1, stable=True))
+
+
+def _nearest(chases: list[_Chase], count: int) -> list[_Chase]:
+    """For each sample the `count` chases that seem nearest; those that met nothing misclassified come last."""
+    if len(chases) <= count:
+        return chases
+    score = torch.stack([torch.where(c.reached < math.inf, (c.reached + c.ahead) / 2, 1e6 + c.ahead) for c in chases])
+    order = score.argsort(dim=0, stable=True)
+    every = torch.arange(score.shape[1], device=score.device)
+    stacked = [torch.stack([getattr(chase, field.name) for chase in chases]) for field in fields(_Chase)]
+    return [_Chase(*(values[place, every] for values in stacked)) for place in order[:count]]
+
+
+def _blind(best: _Best, noise: Noise) -> None:
+    """For samples of which nothing misclassified is known: random points around x, farther and farther, and back."""
+    rows = best.distance.isinf().nonzero()[:, 0]
+    noise = noise.keep(rows)
+    reach = 1.0 if best.bounds is None else best.bounds[1] - best.bounds[0]
+    for power in range(-8, 3):
+        if not len(rows):
+            return
+        x = best.x[rows]
+        away = reach * 2.0**power * (2 * noise.uniform(x[0].numel()) - 1).to(x.dtype).reshape(x.shape)
+        found = best.ask(clip(x + away, best.bounds), rows)
+        _back(best, rows[found])
+        rows, noise = rows[~found], noise.keep(~found)
+
+
+def _back(best: _Best, rows: Tensor) -> None:
+    """Halve the way from x to the best point, so that a neighbourhood of the boundary is met: 20 forwards."""
+    x, far = best.x[rows], best.point[rows] - best.x[rows]
+    low = torch.zeros_like(best.distance[rows])
+    high = low + 1
+    for _ in range(20):
+        if not len(rows):
+            return
+        middle = (low + high) / 2
+        found = best.ask(x + column(middle, x) * far, rows)
+        low, high = torch.where(found, low, middle), torch.where(found, middle, high)
+
+
+def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None]))[:, 0]
+
+
+def _over(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0."""
+    return torch.where(b > 0, a / b, 0.0)
