@@ -1,4 +1,4 @@
-"""Evaluates a small model with an attack that may kill the process: for test_evaluation.py, in its process or not."""
+"""Evaluates a small model with an attack that may kill the process: for test_resume.py, in its process or not."""
 
 import os
 import signal

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from importlib import import_module
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_the_stages_start_from_different_random_numbers(monkeypatch):
             given.append((name, settings))
             return apgd(model, x, y, norm=2, eps=0, generator=settings["generator"])
 
-        monkeypatch.setattr(f"margins.attacks.autoattack.{name}", attack)
+        monkeypatch.setattr(import_module("margins.attacks.autoattack"), name, attack)
     autoattack(model, x, y, norm=2, eps=0.25)
     common = {"norm": 2.0, "eps": 0.25, "bounds": (0.0, 1.0), "generator": given[0][1]["generator"]}
     gradient = common | {"steps": 100}
@@ -173,8 +174,9 @@ def test_the_batch_and_the_order_make_no_difference(attack, norm, monkeypatch):
     order = torch.randperm(30, generator=seed())
     mixed = attack(model, x[order], y[order], **given).x_adv[order.argsort()]
     parts = torch.cat([attack(model, a, b, **given).x_adv for a, b in zip(x.split(13), y.split(13), strict=True)])
-    monkeypatch.setattr("margins.attacks.apgd.CHUNK", 7)
-    monkeypatch.setattr("margins.attacks.apgd.SOLVED", 1)
+    module = import_module("margins.attacks.apgd")  # the package exports a function of this name
+    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(module, "SOLVED", 1)
     cut = attack(model, x, y, **given).x_adv
     assert all(torch.allclose(whole.x_adv, other, atol=1e-6) for other in (mixed, parts, cut))
 

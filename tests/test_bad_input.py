@@ -31,10 +31,9 @@ FUNCTIONS = {
     attacks.autoattack: BUDGET | {"steps": 3, "queries": 3},
     margin.effective_margin: {},
     margin.deepfool_margin: {"steps": 3},
-    margin.lipschitz_margin: {"radius": 0.5, "samples": 4},
-    margin.certified_margin: {},
+    margin.lipschitz_margin: {"radius": 0.5, "points": 4},
     margin.bracket: {"steps": 3},
-    margins.evaluate: BUDGET | {"attacks": {}, "margins": {}},
+    margins.evaluate: BUDGET | {"attacks": "quick", "margins": {}},
 }
 
 
@@ -134,6 +133,9 @@ ARGUMENTS = {
     "steps": COUNTS,
     "samples": COUNTS,
     "queries": COUNTS,
+    "points": COUNTS,
+    "targets": COUNTS,
+    "restarts": COUNTS,
     "norm": {"zero": 0, "half": 0.5, "text": "2", "linf": "linf", "three": 3, "nan": math.nan, "None": None},
     "bounds": {
         "reversed": (1.0, 0.0),
@@ -155,10 +157,14 @@ KINDS = [
     *(("model", name) for name in MODEL),
     *((argument, name) for argument, values in ARGUMENTS.items() for name in values),
 ]
-#: What is allowed after all, and what it stands for.
+#: What is allowed after all: (function, argument, name) -> why.
 ALLOWED = {
     (margin.effective_margin, "norm", "three"): "any p >= 1",
-    (margins.evaluate, "x", "fewer samples than y"): None,
+    (attacks.fab_t, "eps", "None"): "its default",
+} | {
+    (function, "x", name): "there is no box by default"
+    for function in (attacks.deepfool, margin.deepfool_margin, margin.effective_margin, margin.lipschitz_margin)
+    for name in ("above the box", "below the box", "in 0..255")
 }
 
 

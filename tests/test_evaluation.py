@@ -1,15 +1,12 @@
-"""What an evaluation says of a model where the answer is known, what it refuses, and how it goes on after a kill."""
+"""What an evaluation says of a model where the answer is known, and what it refuses."""
 
 import json
 import math
-import signal
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-import killed_evaluation
 import numpy as np
 import pytest
 import torch
@@ -25,7 +22,6 @@ from margins.attacks.found import InBall
 from margins.attacks.pgd import pgd
 from margins.errors import MarginsError
 from margins.evaluation import evaluate
-from margins.evaluation.identity import describe
 from margins.evaluation.result import Measured, rate
 
 EPS = {2: 0.12, math.inf: 0.06}
@@ -328,111 +324,3 @@ def test_it_is_the_package_s_own_name():
     assert margins.evaluate is evaluate
     code = "import sys, margins; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
-
-
-def assert_same(one, other):
-    """The same numbers, bit by bit."""
-    assert one.arrays().keys() == other.arrays().keys()
-    assert all(np.array_equal(value, other.arrays()[name]) for name, value in one.arrays().items())
-    assert one.checks == other.checks
-
-
-class Interrupted(Exception):
-    pass
-
-
-def test_an_evaluation_goes_on_after_an_exception(tmp_path, monkeypatch):
-    model, x, y = linear(3)
-    calls = []
-    armed = [True]
-    monkeypatch.setattr("builtins.RECORDED", (calls, armed), raising=False)  # outside the attack's description
-
-    def attack(model, x, y, generator):
-        import builtins
-
-        calls, armed = builtins.RECORDED
-        calls.append(len(x))
-        if armed[0] and len(calls) == 3:
-            raise Interrupted
-        return pgd(model, x, y, generator=generator, **PGD)
-
-    attacks = {"first": partial(pgd, **PGD), "second": attack}
-    given = {"norm": 2, "eps": 0.1, "attacks": attacks, "batch_size": 13, "resume": tmp_path / "state"}
-    with pytest.raises(Interrupted):
-        evaluate(model, x, y, **given)
-    armed[0] = False
-    result = evaluate(model, x, y, **given)
-    assert calls == [13, 13, 13, 13, 13, 8]  # the one that failed again, no other
-    again = evaluate(model, x, y, **given)
-    assert len(calls) == 6
-    fresh = evaluate(model, x, y, **given | {"resume": None})
-    for other in (again, fresh):
-        assert_same(result, other)
-    assert again.attacks["second"].cost == result.attacks["second"].cost
-
-
-def test_a_killed_evaluation_ends_in_the_same_numbers(tmp_path):
-    code = f"import killed_evaluation; killed_evaluation.run({str(tmp_path / 'state')!r}, fatal=3)"
-    killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent)
-    assert killed.returncode == -signal.SIGKILL
-    resumed = killed_evaluation.run(tmp_path / "state")
-    assert killed_evaluation.BEGUN == [13, 13, 8]  # two of the five were done
-    undisturbed = killed_evaluation.run(tmp_path / "other")
-    assert_same(resumed, undisturbed)
-
-
-def test_another_evaluation_s_file_is_never_overwritten(tmp_path):
-    model, x, y = linear(3)
-    state = tmp_path / "state"
-    evaluate(model, x, y, **NORMAL, resume=state)
-    before = state.read_bytes()
-    other, other_x = linear(4)[0], x.clone()
-    other_x[3, 2] = 0.25
-    changes = [
-        ({"eps": 0.2}, "eps"),
-        ({"seed": 1}, "seed"),
-        ({"norm": math.inf, "attacks": {"PGD": partial(pgd, **PGD | {"norm": math.inf})}}, "attacks, margins, norm"),
-        ({"batch_size": 7}, "batch_size"),
-        ({"attacks": {"pgd": partial(pgd, **PGD)}}, "attacks"),
-        ({"attacks": {"PGD": partial(pgd, **PGD | {"steps": 2})}}, "attacks"),
-        ({"margins": {}}, "margins"),
-        ({"model": other}, "model"),
-        ({"x": other_x}, "x"),
-        ({"y": (y + 1) % 3}, "y"),
-    ]
-    for change, differ in changes:
-        given = {"model": model, "x": x, "y": y, **NORMAL, "resume": state, **change}
-        with pytest.raises(MarginsError, match=f"belongs to another evaluation, whose {differ} differ"):
-            evaluate(given.pop("model"), given.pop("x"), given.pop("y"), **given)
-        assert state.read_bytes() == before
-    evaluate(model, x, y, **NORMAL, resume=state)
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half a zip"])
-def test_a_file_that_is_no_state_is_never_overwritten(tmp_path, content):
-    model, x, y = linear(3)
-    state = tmp_path / "state"
-    state.write_bytes(content)
-    with pytest.raises(MarginsError, match="not the state of an evaluation"):
-        evaluate(model, x, y, **NORMAL, resume=state)
-    assert state.read_bytes() == content
-
-
-def test_descriptions_tell_attacks_apart():
-    def make(number):
-        return lambda model, x, y: number
-
-    def scaled(x, by=2):
-        return x * by
-
-    things = [
-        make(1), make(2), lambda x: x + 1, lambda x: x + 2, scaled, partial(scaled, by=3), partial(scaled, 3),
-        torch.zeros(2), torch.zeros(2, 1), torch.ones(2), None, 1, 1.0, True, "1", (1,), {"a": 1}, pgd, deepfool,
-        models.build("linear", inputs=2, classes=2), models.build("linear", inputs=2, classes=3), {1, 2},
-        lambda x: [y + 1 for y in x], lambda x: [y + 2 for y in x],
-    ]  # fmt: skip
-    texts = [json.dumps(describe(thing)) for thing in things]
-    assert len(set(texts)) == len(things)
-    assert texts == [json.dumps(describe(thing)) for thing in things]
-    with pytest.raises(MarginsError, match="resume needs attacks"):
-        describe(object())

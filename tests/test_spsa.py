@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from margins import losses, models
-from margins.attacks import spsa as room
 from margins.attacks.found import Calls, attacking
 from margins.attacks.noise import Noise
-from margins.attacks.spsa import spsa
+from margins.attacks.spsa import AT_ONCE, _estimate, spsa
 from margins.errors import MarginsError
 
 NORMS = [2, math.inf]
@@ -45,7 +44,7 @@ def test_the_estimate_is_the_gradient_of_a_linear_model_but_for_the_cross_terms(
     signs = Noise(x, generator(3)).signs(200, 8).double()
     expected = ((signs @ w[:, :, None]) * signs).mean(1)
     with attacking(model, x, y, (0.0, 1.0)) as (oracle, _, _):
-        found = room._estimate(oracle, x, y, Noise(x, generator(3)), 200, 0.01, pairs)
+        found = _estimate(oracle, x, y, Noise(x, generator(3)), 200, 0.01, pairs)
         assert oracle.calls == Calls(60 * 401, 0)
     torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-9)
     assert (found - w).norm(dim=1).mean() < 0.3 * w.norm(dim=1).mean()
@@ -75,7 +74,7 @@ def test_for_l2_the_first_step_has_the_direction_of_the_estimate():
     right = known.gaps(model, x, y)[0].amin(1) > 0
     found = spsa(model, x, y, norm=2, eps=5.0, steps=1, samples=16, lr=0.02, bounds=None, generator=generator(0))
     with attacking(model, x, y, None) as (oracle, _, _):
-        gradient = room._estimate(oracle, x, y, Noise(x, generator(0)), 16, 0.01, 16)
+        gradient = _estimate(oracle, x, y, Noise(x, generator(0)), 16, 0.01, 16)
     step = 0.02 * math.sqrt(8) * gradient / gradient.norm(dim=1, keepdim=True)
     torch.testing.assert_close((found.x_adv - x)[right], step[right], rtol=1e-5, atol=0)
 
@@ -109,7 +108,7 @@ def test_batches_order_and_neighbours_change_nothing(norm, dtype, monkeypatch):
     order = torch.randperm(60, generator=generator(0))
     mixed = run(x[order], y[order], generator=generator(1)).x_adv[order.argsort()]
     parts = [run(x[i], y[i], generator=generator(1)).x_adv for i in torch.arange(60).split(11)]
-    monkeypatch.setattr(room, "AT_ONCE", {"cpu": 200, "cuda": 200})
+    monkeypatch.setitem(AT_ONCE, "cpu", 200)
     for other in (mixed, torch.cat(parts), run(x, y, generator=generator(1)).x_adv):
         torch.testing.assert_close(other, whole.x_adv, rtol=0, atol=1e-6)
     assert not torch.equal(run(x, y, generator=generator(2)).x_adv, whole.x_adv)

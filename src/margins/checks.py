@@ -18,6 +18,8 @@ def tensor(name: str, value, ndim: int | None = None, length: int | None = None)
     if ndim is not None and (value.ndim != ndim or (length is not None and len(value) != length)):
         wanted = f"{ndim} dimensions" if length is None else f"the shape ({length},)"
         raise MarginsError(f"{name} must have {wanted}, but has the shape {tuple(value.shape)}")
+    if value.is_meta:
+        raise MarginsError(f"{name} must hold numbers, but is on the device meta, which holds none")
     if not torch.isfinite(value).all():
         raise MarginsError(f"{name} must be finite, but has entries that are nan or infinite")
     return value
@@ -37,13 +39,15 @@ def logits(value, batch: int) -> Tensor:
     return value
 
 
-def labels(y, batch: int, classes: int) -> Tensor:
-    """`y` if it is int64 of shape (batch,) with values in 0..classes-1, and classes >= 2."""
+def labels(y, batch: int, classes: int, device: torch.device | None = None) -> Tensor:
+    """`y` if it is int64 of shape (batch,) with values in 0..classes-1, on that device, and classes >= 2."""
     if classes < 2:
         raise MarginsError(f"a margin needs at least 2 classes, but there is {classes}")
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != (batch,):
         given = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise MarginsError(f"y must be int64 of shape ({batch},), but is {given}")
+    if y.is_meta or device not in (None, y.device):
+        raise MarginsError(f"y must be on x's device {device or 'cpu'}, but is on {y.device}")
     if batch and not (y.min() >= 0 and y.max() < classes):
         raise MarginsError(f"y must lie in 0..{classes - 1}, but goes from {y.min()} to {y.max()}")
     return y

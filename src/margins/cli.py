@@ -169,9 +169,7 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--results", type=Path, metavar="DIR", help="write to this folder instead of data/results")
 
     evaluate = command("evaluate", _evaluate, "Attack a model on a test set, and say whether to believe the numbers.")
-    evaluate.add_argument(
-        "model", help="package.module:name, or the book's as 'linear(inputs=784, classes=10)'"
-    )
+    evaluate.add_argument("model", help="package.module:name, or the book's as 'linear(inputs=784, classes=10)'")
     evaluate.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, .npz, or a state dict: .pt, .pth")
     evaluate.add_argument("--data", required=True, metavar="NAME", help="as mnist; its test split")
     evaluate.add_argument("--size", type=count, metavar="N", help="a random part of it (default: all)")
@@ -182,9 +180,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the attacks (default: 0)")
     evaluate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     evaluate.add_argument("--resume", type=Path, metavar="FILE", help="keep finished batches here, and go on from them")
-    evaluate.add_argument(
-        "--json", type=json_file, metavar="FILE", help="write the result here, its arrays to .npz"
-    )
+    evaluate.add_argument("--json", type=json_file, metavar="FILE", help="write the result here, its arrays to .npz")
 
     verdicts = command("verdicts", _verdicts, "Print what became of the papers' claims.")
     verdicts.add_argument("--paper", help="one paper only, as amm")

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from margins import checks
 from margins.attacks.found import Bounds, Calls, Nearest, Oracle, attacking, finite, input_gradient
 from margins.attacks.geometry import clip, column, direction, length
-from margins.attacks.linearised import closing, dot, newton
 from margins.attacks.noise import Noise
 
 #: The race: so many classes at first, each for this share of the steps, then those that were nearest.
@@ -121,14 +120,9 @@ class _Chase:
         sure = best.see(self.point, distance, logits)
         self.reached = torch.where(sure, self.reached.minimum(distance), self.reached)
         self.overshoot = (self.overshoot * torch.where(sure, LESS, MORE)).clamp(LEAST, MOST)
-        unit = direction(w, 2)
-        gap = _over(gap, dot(w, unit)).nan_to_num(0.0, 0.0, 0.0)
-        towards = unit if norm == 2 else unit.sign()
-        slope = dot(unit, towards)
-        at_x = gap - dot(unit, delta)
-        near, self.rate, left = newton(
-            at_x, unit, towards, x, best.bounds, _over(at_x, slope).maximum(self.rate), NEWTON
-        )
+        gap, unit = _scaled(gap, w)
+        towards, slope = _steepest(unit, norm)
+        near, self.rate, left = _project(best, gap - _dot(unit, delta), unit, self.rate)
         self.ahead = length(near - x, norm)
         beyond = self.overshoot * torch.where(distance > 0, distance * slope, gap)
         back = _over((1 - beta) * gap + beta * left + beyond, slope)
@@ -165,7 +159,7 @@ def _ranked(best: _Best, order: Tensor) -> Tensor:
         for c, target in enumerate(order.unbind(1)):
             gap = _gap(logits, best.y, target)
             w = finite(input_gradient(gap.sum(), asked, keep=c < order.shape[1] - 1))
-            distances.append(closing(gap.detach(), w, x, best.norm, best.bounds)[1])
+            distances.append(length(_project(best, *_scaled(gap.detach(), w))[0] - x, best.norm))
     best.oracle.calls += Calls(len(x), order.numel())
     return order.gather(1, torch.stack(distances, 1).argsort(dim=1, stable=True))
 
@@ -209,8 +203,44 @@ def _back(best: _Best, rows: Tensor) -> None:
         low, high = torch.where(found, low, middle), torch.where(found, middle, high)
 
 
+def _project(best: _Best, gap: Tensor, w: Tensor, rate: Tensor | float = 0.0, turns: int = NEWTON):
+    """The point x - rate * w (linf: sign(w)), cut off at the box, where gap (n,) + w . (it - x) closes, nearly.
+
+    The gain grows with the rate, concavely and piecewise linearly: Newton's method, from `rate` on, of which a few
+    turns are enough here, since the next iterate goes on from there. Returns the point, the rate, and the gap left.
+    """
+    x, (towards, slope) = best.x, _steepest(w, best.norm)
+    least = _over(gap, slope)  # without a box
+    rate = least.clamp(min=rate)
+    for turn in range(turns):
+        straight = torch.addcmul(x, towards, column(rate, x), value=-1)
+        near = clip(straight, best.bounds)
+        left = gap + _dot(w, near - x)
+        if best.bounds is None or turn == turns - 1:
+            break
+        gain = _dot(w * towards, (straight == near).to(x.dtype))  # of the entries that are not cut off
+        rate = torch.where(gain > 0, rate + left / gain, least).maximum(least)
+    return near, rate, left
+
+
+def _scaled(gap: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """The gap (n,) and its gradient in units in which the gradient's l2 length is 1, or 0 where it vanishes."""
+    unit = direction(w, 2)
+    return _over(gap, _dot(w, unit)).nan_to_num(0.0, 0.0, 0.0), unit
+
+
+def _steepest(w: Tensor, norm: float) -> tuple[Tensor, Tensor]:
+    """The direction that gains most for its length in the norm, up to a factor, and what it gains (n,)."""
+    towards = w if norm == 2 else w.sign()
+    return towards, _dot(w, towards)
+
+
 def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None]))[:, 0]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from margins import checks
 from margins.attacks.found import Bounds, Calls, Nearest, Oracle, attacking, finite, input_gradient, misclassified
 from margins.attacks.geometry import clip, column, length
-from margins.attacks.linearised import closing, distance, dot
+from margins.attacks.halfspace import nearest_in_halfspace
 
 REFERENCES = ("label", "prediction", "correction")
 ITERATES = ("plain", "overshot")
@@ -157,7 +157,6 @@ def _linearise(oracle: Oracle, x: Tensor, point: Tensor, leave: Tensor | None, t
     A gap that is closed at the iterate, but not at the overshot point, is taken by its absolute value (as in the
     authors' code): the walk goes on in the same direction.
     """
-    norm, bounds = rules.norm, rules.bounds
     least = torch.full(point.shape[:1], math.inf, dtype=point.dtype, device=point.device)
     chosen, near = torch.full_like(least, -1, dtype=torch.int64), point.clone()
     count = towards.shape[1]
@@ -169,16 +168,37 @@ def _linearise(oracle: Oracle, x: Tensor, point: Tensor, leave: Tensor | None, t
         for c, gap in enumerate(gaps.unbind(1)):
             w = finite(input_gradient(gap.sum(), asked, keep=c < count - 1))
             gap = gap.detach().abs()
-            total = gap if bounds is None else gap + dot(w, x - point)
-            rows = (distance(total, w, norm) < least).nonzero()[:, 0]  # the others are too far already without a box
-            close, far = closing(gap[rows], w[rows], point[rows], norm, bounds, cut=first)
-            if bounds is not None:
-                far = far + length(close - x[rows], norm) - length(close - point[rows], norm)
-            better = far < least[rows]
+            away = gap if rules.bounds is None else gap + _dot(w, x - point)
+            without = away / length(w, 2 if rules.norm == 2 else 1)  # no candidate is nearer than without the box
+            rows = (without < least).nonzero()[:, 0]
+            there, size = _nearest(x[rows], point[rows], w[rows], gap[rows], rules, first)
+            better = size < least[rows]
             rows = rows[better]
-            least[rows], chosen[rows], near[rows] = far[better], towards[rows, c], close[better]
+            least[rows], chosen[rows], near[rows] = size[better], towards[rows, c], there[better]
     oracle.calls += Calls(len(point), count * len(point))
     return leave, chosen, near
+
+
+def _nearest(x: Tensor, point: Tensor, w: Tensor, gap: Tensor, rules: _Rules, first: bool):
+    """Where to step from `point` to close the gap (n,) with gradient w, and how near that class counts as, (n,).
+
+    Without a box that is the length of the step. In it, the distance from x to where the gap closes; gaps that close
+    nowhere in the box come after all others, and infinite is what no step makes smaller.
+    """
+    norm, bounds = rules.norm, rules.bounds
+    free = nearest_in_halfspace(point, w, gap, norm, None)
+    if bounds is None:
+        return point + free, torch.where(_dot(w, free) < 0, length(free, norm), math.inf)
+    cut, step = clip(point + free, bounds), nearest_in_halfspace(point, w, gap, norm, bounds)
+    there = clip(point + step, bounds)
+    open_ = gap + _dot(w, step) > 1e-5 * gap
+    size = length(there - x, norm) + torch.where(open_, length(bounds[1] - bounds[0] + 0 * x, norm), 0.0)
+    size = torch.where(_dot(w, step) < 0, size, math.inf)
+    return cut if first else torch.where(column(open_, x), cut, there), size
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
 
 
 def _both(steps: tuple[Step | None, ...]) -> Step:

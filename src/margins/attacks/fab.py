@@ -55,6 +55,7 @@ def fab_t(
     checks.whole("targets", targets, 1)
     bounds = checks.box(bounds)
     within = 0.0 if eps is None else checks.number("eps", eps, 0)
+    checks.generator(generator)
     with attacking(model, x, y, bounds) as (oracle, logits, wrong):
         x = x.detach()
         order = logits.scatter(1, y[:, None], -math.inf).argsort(1, descending=True)[:, :-1][:, :targets]

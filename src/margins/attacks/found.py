@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from margins import checks
-from margins.errors import MarginsError
 from margins.losses import Loss
 from margins.models import frozen
 
@@ -99,13 +98,10 @@ def attacking(model: nn.Module, x: Tensor, y: Tensor, bounds: Bounds) -> Iterato
     """
     checks.inside(x, bounds)
     checks.network(model, x)
-    if not isinstance(y, Tensor) or y.device != x.device:
-        where = y.device if isinstance(y, Tensor) else type(y).__name__
-        raise MarginsError(f"y must be a tensor on x's device {x.device}, but is {where}")
     with frozen(model):
         with torch.no_grad():
             logits = checks.logits(model(x), len(x))
-        checks.labels(y, len(x), logits.shape[1])
+        checks.labels(y, len(x), logits.shape[1], x.device)
         oracle = Oracle(model, logits.shape[1])
         oracle.calls += Calls(forward=len(x))
         yield oracle, logits, misclassified(logits, y)

@@ -47,6 +47,7 @@ def square(
     norm, eps, bounds = checks.norm(norm, (2, math.inf)), checks.number("eps", eps, 0), checks.box(bounds)
     checks.whole("queries", queries, 1)
     checks.number("p_init", p_init, 0, 1, above=True)
+    checks.generator(generator)
     with attacking(model, x, y, bounds) as (oracle, _, wrong):
         x = x.detach()
         noise, x_adv, success = Noise(x, generator), x.clone(), wrong.clone()

@@ -57,7 +57,7 @@ def _vanishing(robust: Mapping[str, Tensor], looks: Mapping[str, Tensor]) -> Che
     rounded = _extra(robust["literal"], robust["log-odds"])
     note = (
         f"PGD on the cross-entropy as libraries compute it breaks {_points(rounded, n):.1f} points fewer than without"
-        " rounding: 1 - p_y rounds to 0 for a network as confident as this one. Our own attacks don't"
+        " rounding: 1 - p_y rounds to 0 for a network as confident as this one. Our own attacks avoid it"
     )
     return _check(
         "vanishing gradients", not failed, measured,
