@@ -139,6 +139,14 @@ def test_best_keeps_the_first_misclassified_iterate_and_last_the_last():
     assert found.x_adv.item() == pytest.approx(0.3) and not found.success
 
 
+def test_an_iterate_without_an_answer_counts_as_found_whatever_its_loss():
+    model = Line(lambda x: torch.where(x > 0.25, math.nan, x - 1))
+    x, y = torch.tensor([[0.1]]), torch.tensor([0])
+    for keep in ("best", "last"):
+        found = pgd(model, x, y, norm=math.inf, eps=0.5, steps=1, step_size=0.2, start="none", keep=keep)
+        assert found.success and found.x_adv.item() == pytest.approx(0.3)
+
+
 def test_solved_samples_leave_the_batch_and_calls_count_what_is_left():
     model, (x, y) = mlp(), labelled(mlp())
     right = int((losses.margin(model(x), y) < 0).sum())

@@ -56,6 +56,7 @@ def ddn(
     """
     norm, steps = checks.norm(norm, (2, math.inf)), checks.whole("steps", steps, 1)
     targets, bounds = checks.whole("targets", targets, 1), checks.box(bounds)
+    checks.generator(generator)
     with attacking(model, x, y, bounds) as (oracle, logits, wrong):
         noise, here = Noise(x, generator), (~wrong).nonzero()[:, 0]
         best = _Best(oracle, x.detach()[here], y[here], norm, bounds)

@@ -1,10 +1,12 @@
 """Where the true margin lies: a proven bound below, the best attack above."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from margins import checks
 from margins.attacks.ddn import ddn
 from margins.attacks.deepfool import deepfool
 from margins.attacks.found import Bounds, Calls, attacking
@@ -43,6 +45,8 @@ def bracket(
     Raises MarginsError as they do, and where an attack reaches below a certified radius by more than rounding: the
     model is then not the function that its layers say (random or stateful, say).
     """
+    norm, steps, bounds = checks.norm(norm, (2, math.inf)), checks.whole("steps", steps, 1), checks.box(bounds)
+    checks.generator(generator)
     with attacking(model, x, y, bounds) as (_, logits, _):
         prediction = logits.argmax(1)
     radius = certified_radius(model, x, norm=norm, bounds=bounds)

@@ -54,7 +54,7 @@ def _linearise(model: nn.Module, x: Tensor, y: Tensor, use: Callable[[Tensor, Te
     with frozen(model), torch.enable_grad():
         logits = checks.logits(model(x), len(x))
         classes = logits.shape[1]
-        checks.labels(y, len(x), classes)
+        checks.labels(y, len(x), classes, x.device)
         for shift in range(1, classes):
             other = (y[:, None] + shift) % classes
             gap = (logits.gather(1, y[:, None]) - logits.gather(1, other))[:, 0]

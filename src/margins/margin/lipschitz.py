@@ -52,6 +52,7 @@ def lipschitz_margin(
     """
     radius = checks.number("radius", radius, 0, above=True)
     points = checks.whole("points", points, 1)
+    checks.generator(generator)
     counts = (*(2**i for i in range((points - 1).bit_length())), points)
     with attacking(model, x, y, None) as (_, logits, _):
         noise, prediction = Noise(x, generator), logits.argmax(1)
