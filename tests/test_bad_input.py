@@ -204,3 +204,31 @@ def test_bad_input_is_refused_before_any_work(case, batch):
     assert len(str(raised.value)) > 20
     allowed = 1 if argument in ("x", "y", "model") else 0  # the shapes and classes that only the model knows
     assert getattr(model, "asked", 0) <= allowed
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_an_empty_batch_gives_an_empty_result(function):
+    x, y = good()
+    model = Counted().body if function is margin.bracket else Counted()  # bounds know the book's models
+    found = function(model, x[:0], y[:0], **FUNCTIONS[function])
+    if function in (margin.effective_margin, margin.deepfool_margin):
+        sizes = {len(found)}
+    else:
+        name = {margin.lipschitz_margin: "margin", margin.bracket: "lower", margins.evaluate: "robust"}
+        sizes = {len(getattr(found, name.get(function, "x_adv")))}
+    assert sizes == {0}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+def test_a_model_in_training_mode_is_asked_in_evaluation_mode_and_left_as_it_was(function):
+    class Moody(Counted):
+        def forward(self, x):
+            assert not self.training
+            return super().forward(x)
+
+    x, y = good()
+    model = Moody().train()
+    if function is margin.bracket:
+        model = models.build("mlp", inputs=12, hidden=(8,), classes=5).train()  # bounds know the book's models
+    function(model, x, y, **FUNCTIONS[function])
+    assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())

@@ -10,8 +10,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from known import linear, nearest
 from torch import nn
 
@@ -22,7 +20,7 @@ from margins.attacks.found import InBall
 from margins.attacks.pgd import pgd
 from margins.errors import MarginsError
 from margins.evaluation import evaluate
-from margins.evaluation.result import Measured, rate
+from margins.evaluation.result import Measured
 
 EPS = {2: 0.12, math.inf: 0.06}
 BOX = (0.0, 1.0)
@@ -101,23 +99,6 @@ def test_costs_are_counted_in_passes_a_sample():
     cost = result.attacks["PGD"].cost
     assert cost.forward == 1 + 7 + 1 + 1  # at x, the steps, the last point; and our question whether it is so
     assert cost.backward == 7 and cost.seconds > 0
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "low", "high"),
-    [(0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (50, 100, 0.4038, 0.5962), (95, 100, 0.8882, 0.9785)],
-)
-def test_wilson_intervals(right, n, low, high):
-    got = rate(torch.arange(n) < right)
-    assert got == pytest.approx((right / n, low, high), abs=5e-5)
-
-
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_intervals_hold_their_estimate(counts):
-    right, n = counts
-    got = rate(torch.arange(n) < right)
-    assert 0 <= got.low <= got.estimate <= got.high <= 1
-    assert got.low > 0 or right < 0.5 * n
 
 
 def test_statistics_of_margins_with_infinite_and_undefined_ones():

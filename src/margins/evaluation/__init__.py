@@ -7,7 +7,7 @@ weights.find, .load     a model and its weights, from what a user names, without
 """
 
 from margins.evaluation.evaluate import evaluate
-from margins.evaluation.result import Attacked, Check, Cost, Evaluation, Measured, Rate
+from margins.evaluation.result import Attacked, Check, Cost, Evaluation, Measured
 from margins.evaluation.suites import suite
 
-__all__ = ["Attacked", "Check", "Cost", "Evaluation", "Measured", "Rate", "evaluate", "suite"]
+__all__ = ["Attacked", "Check", "Cost", "Evaluation", "Measured", "evaluate", "suite"]

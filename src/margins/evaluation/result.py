@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,31 +14,13 @@ from torch import Tensor
 from margins.attacks.found import Bounds
 from margins.errors import MarginsError
 from margins.files import atomic
+from margins.margin import Rate, rate
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 FORMAT = 1
 QUANTILES = (("min", 0.0), ("5 %", 0.05), ("25 %", 0.25), ("median", 0.5), ("75 %", 0.75), ("95 %", 0.95))
-
-
-class Rate(NamedTuple):
-    """A share of samples in [0, 1], with its 95 % interval (Wilson 1927) over the draw of the samples; nan for none."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-def rate(right: Tensor) -> Rate:
-    """The share of a bool tensor (N,) that is true."""
-    n, z = len(right), 1.959963984540054
-    if not n:
-        return Rate(math.nan, 0.0, 1.0)
-    p = right.double().mean().item()
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((centre + side * half) / (1 + z * z / n) for side in (-1, 1))
-    return Rate(p, min(max(low, 0.0), p), max(min(high, 1.0), p))
 
 
 @dataclass(frozen=True)
