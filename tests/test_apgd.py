@@ -156,6 +156,22 @@ def test_starts_are_random_and_a_samples_own():
 # What is exactly known
 
 
+@pytest.mark.parametrize("eps", [0.0, 0.05, 0.5, 5.0])
+def test_the_projection_is_the_nearest_point_of_ball_and_box(eps):
+    g = seed()
+    x = torch.rand(50, 20, generator=g, dtype=torch.float64)
+    x[:25] = x[:25].round()  # corners of the box: most of the way out is closed
+    far = x + torch.randn(50, 20, generator=g, dtype=torch.float64)
+    low, high = torch.zeros(50, dtype=torch.float64), torch.ones(50, dtype=torch.float64)
+    for _ in range(80):  # the nearest point is x + clip(t (far - x)) for the largest t <= 1 within the ball
+        t = (low + high) / 2
+        inside = ((x + t[:, None] * (far - x)).clamp(0, 1) - x).norm(dim=1) <= eps
+        low, high = torch.where(inside, t, low), torch.where(inside, high, t)
+    found = into_both(far, x, 2, eps, (0.0, 1.0))
+    assert torch.allclose(found, (x + low[:, None] * (far - x)).clamp(0, 1), atol=1e-6)
+    assert torch.equal(into_both(found, x, 2, eps * 1.001, (0.0, 1.0)), found)
+
+
 @BOTH
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
 @pytest.mark.parametrize("classes", [2, 3, 5])

@@ -261,7 +261,7 @@ def test_a_full_disk_is_told_and_loses_nothing(experiment, tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("margins.records.os.fsync", full)
+        patch.setattr("margins.files.os.fsync", full)
         assert recording.record("test/sum", scale="quick", results=tmp_path) == 1
         assert "No space left on device" in capsys.readouterr().err
     assert contents_of(tmp_path) == before
