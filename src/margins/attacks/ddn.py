@@ -3,8 +3,8 @@
 Of the family of DDN (Rony et al. 2019) and FMN (Pintor et al. 2021): direction and norm are decoupled, and every
 gradient serves both. At an iterate z near the boundary, with the gap g = f_y - f_t to a class t and its gradient w:
 
-    p  = the point nearest to x, in the box, where the linearised gap g + w . (p - z) closes    (exact on linear models)
-    z <- z + beta (p - z), then along -w to where the linearised gap is a little below 0        (beta falls from step to step)
+    p  = the point nearest to x, in the box, where the linearised gap g + w . (p - z) closes  (exact on linear models)
+    z <- z + beta (p - z), then along -w to where the linearised gap is a little below 0      (beta falls step by step)
 
 The first line looks for the nearest point of the linearised boundary (as FAB does, Croce and Hein 2020), the second
 stays on the true one. How far below 0 adapts to each sample: less after a step that was misclassified, more after one
@@ -97,7 +97,7 @@ class _Chase:
     """The pursuit of one class by each of the n samples: where it is and what it knows.
 
     target (n,) int64; point (n, ...), the iterate; overshoot (n,); rate (n,) of the last projection; reached (n,), the
-    least distance at which it met a misclassified point; ahead (n,), the distance to the linearised boundary.
+    least distance at which it met a misclassified point; near (n, ...), the nearest point of the linearised boundary.
     """
 
     target: Tensor
@@ -105,12 +105,12 @@ class _Chase:
     overshoot: Tensor
     rate: Tensor
     reached: Tensor
-    ahead: Tensor
+    near: Tensor
 
     @classmethod
     def start(cls, best: _Best, target: Tensor) -> "_Chase":
         none = torch.zeros_like(best.distance)
-        return cls(target, best.x, none + OVERSHOOT, none, none + math.inf, none)
+        return cls(target, best.x, none + OVERSHOOT, none, none + math.inf, best.x)
 
     def step(self, best: _Best, beta: float) -> None:
         """One gradient, and the move of the module's docstring."""
@@ -123,8 +123,8 @@ class _Chase:
         self.overshoot = (self.overshoot * torch.where(sure, LESS, MORE)).clamp(LEAST, MOST)
         gap, unit = _scaled(gap, w)
         towards, slope = _steepest(unit, norm)
-        near, self.rate, left = _project(best, gap - _dot(unit, delta), unit, self.rate)
-        self.ahead = length(near - x, norm)
+        near, self.rate, left = _project(best, gap - _dot(unit, delta), unit, towards, slope, self.rate)
+        self.near = near
         beyond = self.overshoot * torch.where(distance > 0, distance * slope, gap)
         back = _over((1 - beta) * gap + beta * left + beyond, slope)
         point = torch.addcmul(self.point.lerp(near, beta), towards, column(back, x), value=-1)
@@ -132,18 +132,18 @@ class _Chase:
 
 
 def _race(best: _Best, order: Tensor, steps: int) -> None:
-    """Chase the classes order (n, C): the nearest few at first, the nearest of those further, the nearest to the end."""
-    classes, left = order.shape[1], steps
+    """Chase the classes order (n, C): the nearest few at first, the nearest of those on, the nearest to the end."""
+    classes, left = order.shape[1], max(1, steps - 1)  # the looks at x and at the last point make up one step
     stages = [(min(racers, classes), round(share * steps)) for racers, share in RACE]
     needed = sum(racers * turns for racers, turns in stages)
     ranking = (classes + 2) // 2  # of all classes at x: a forward and a backward for each class, in steps
-    if classes > RACE[0][0] and ranking + needed < steps:
-        order, left = _ranked(best, order), steps - ranking
+    if classes > RACE[0][0] and ranking + needed < left:
+        order, left = _ranked(best, order), left - ranking
     stages.append((1, left - needed))
     turn, turns = 0, sum(turns for _, turns in stages)
     chases = [_Chase.start(best, target) for target in order[:, : stages[0][0]].unbind(1)]
     for racers, count in stages:
-        chases = _nearest(chases, racers)
+        chases = _nearest(best, chases, racers)
         for chase in chases:
             for i in range(turn, turn + count):
                 chase.step(best, LAST + (FIRST - LAST) * (1 + math.cos(math.pi * i / turns)) / 2)
@@ -160,18 +160,21 @@ def _ranked(best: _Best, order: Tensor) -> Tensor:
         for c, target in enumerate(order.unbind(1)):
             gap = _gap(logits, best.y, target)
             w = finite(input_gradient(gap.sum(), asked, keep=c < order.shape[1] - 1))
-            distances.append(length(_project(best, *_scaled(gap.detach(), w))[0] - x, best.norm))
+            gap, unit = _scaled(gap.detach(), w)
+            near, *_ = _project(best, gap, unit, *_steepest(unit, best.norm), torch.zeros_like(gap))
+            distances.append(torch.where(unit.flatten(1).any(1), length(near - x, best.norm), math.inf))
     best.oracle.calls += Calls(len(x), order.numel())
     return order.gather(1, torch.stack(distances, 1).argsort(dim=1, stable=True))
 
 
-def _nearest(chases: list[_Chase], count: int) -> list[_Chase]:
+def _nearest(best: _Best, chases: list[_Chase], count: int) -> list[_Chase]:
     """For each sample the `count` chases that seem nearest; those that met nothing misclassified come last."""
     if len(chases) <= count:
         return chases
-    score = torch.stack([torch.where(c.reached < math.inf, (c.reached + c.ahead) / 2, 1e6 + c.ahead) for c in chases])
-    order = score.argsort(dim=0, stable=True)
-    every = torch.arange(score.shape[1], device=score.device)
+    ahead = torch.stack([length(chase.near - best.x, best.norm) for chase in chases])
+    reached = torch.stack([chase.reached for chase in chases])
+    order = torch.where(reached < math.inf, reached + ahead, 1e6 + ahead).argsort(dim=0, stable=True)
+    every = torch.arange(order.shape[1], device=order.device)
     stacked = [torch.stack([getattr(chase, field.name) for chase in chases]) for field in fields(_Chase)]
     return [_Chase(*(values[place, every] for values in stacked)) for place in order[:count]]
 
@@ -204,23 +207,22 @@ def _back(best: _Best, rows: Tensor) -> None:
         low, high = torch.where(found, low, middle), torch.where(found, middle, high)
 
 
-def _project(best: _Best, gap: Tensor, w: Tensor, rate: Tensor | float = 0.0, turns: int = NEWTON):
-    """The point x - rate * w (linf: sign(w)), cut off at the box, where gap (n,) + w . (it - x) closes, nearly.
+def _project(best: _Best, gap: Tensor, w: Tensor, towards: Tensor, slope: Tensor, rate: Tensor):
+    """The point x - rate * towards, cut off at the box, where gap (n,) + w . (it - x) closes, nearly.
 
-    The gain grows with the rate, concavely and piecewise linearly: Newton's method, from `rate` on, of which a few
-    turns are enough here, since the next iterate goes on from there. Returns the point, the rate, and the gap left.
+    The gain grows with the rate, piecewise linearly and concavely: Newton's method, from `rate` on. A few turns are
+    enough, since the next iterate goes on from there. Returns the point, the rate, and the gap that is left.
     """
-    x, (towards, slope) = best.x, _steepest(w, best.norm)
-    least = _over(gap, slope)  # without a box
-    rate = least.clamp(min=rate)
-    for turn in range(turns):
+    x, without = best.x, _over(gap, slope)
+    rate = rate.maximum(without)
+    for turn in range(NEWTON):
         straight = torch.addcmul(x, towards, column(rate, x), value=-1)
         near = clip(straight, best.bounds)
         left = gap + _dot(w, near - x)
-        if best.bounds is None or turn == turns - 1:
+        if best.bounds is None or turn == NEWTON - 1:
             break
         gain = _dot(w * towards, (straight == near).to(x.dtype))  # of the entries that are not cut off
-        rate = torch.where(gain > 0, rate + left / gain, least).maximum(least)
+        rate = torch.where(gain > 0, rate + left / gain, without).maximum(without)
     return near, rate, left
 
 

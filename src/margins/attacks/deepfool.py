@@ -1,4 +1,4 @@
-"""DeepFool (Moosavi-Dezfooli et al. 2016): step to the nearest boundary of the linearised model until the class changes.
+"""DeepFool (Moosavi-Dezfooli et al. 2016): step to the linearised model's nearest boundary until the class changes.
 
 The conventions in which papers and libraries differ are parameters. The same in all: at an iterate, each candidate
 class k closes its gap f_r - f_k to the reference class r in a shortest step of the linearised model, and the shortest
@@ -63,12 +63,12 @@ def deepfool(
 ) -> Nearest:
     """A short perturbation that changes the class, by steps to the linearised model's nearest boundary (AMM, Eqs. 2-4).
 
-    x (B, ...), y (B,) int64; norm 2 or math.inf; at most `steps` steps. The overshoot is part of the result: on a linear
-    model without a box the distance is 1 + overshoot times the exact one.
+    x (B, ...), y (B,) int64; norm 2 or math.inf; at most `steps` steps. The overshoot is part of the result: on a
+    linear model without a box the distance is 1 + overshoot times the exact one.
 
     reference: what happens to a sample that is misclassified at x.
         "label"       nothing, as in every attack: x_adv is x, at distance 0;
-        "prediction"  y is not looked at, every sample is moved out of the class that it is put into (the authors' code);
+        "prediction"  y is not looked at, every sample is moved out of the class that it is in (the authors' code);
         "correction"  it is moved into its class y, the only candidate, out of the class that it is put into at the
                       iterate (Deep Defense, AMM).
         With the last two, success means that the class changed so, and distance is the length of that move.
@@ -127,7 +127,7 @@ class _Rules:
 def _walk(oracle: Oracle, x: Tensor, start: Tensor, leave: Tensor | None, towards: Tensor, rules: _Rules):
     """Walk the samples `start` (a mask) out of their class `leave` (B,), or, with None, into the class towards[:, 0].
 
-    towards: (B, C), the candidates. Returns the overshot points (B, ...), whether the class changed there (B,), the path.
+    towards: (B, C), the candidates. Returns the overshot points (B, ...), whether the class changed (B,), the path.
     """
     iterate, reached, changed, path = x.clone(), x.clone(), torch.zeros_like(start), []
     here = start.nonzero()[:, 0]
@@ -151,7 +151,9 @@ def _walk(oracle: Oracle, x: Tensor, start: Tensor, leave: Tensor | None, toward
     return reached, changed, path
 
 
-def _linearise(oracle: Oracle, x: Tensor, point: Tensor, leave: Tensor | None, towards: Tensor, rules: _Rules, first: bool):
+def _linearise(
+    oracle: Oracle, x: Tensor, point: Tensor, leave: Tensor | None, towards: Tensor, rules: _Rules, first: bool
+):
     """The class left (n,), the candidate whose linearised boundary is nearest (n,), -1 for none, and the point there.
 
     A gap that is closed at the iterate, but not at the overshot point, is taken by its absolute value (as in the
