@@ -29,8 +29,10 @@ RACE = ((4, 0.06), (2, 0.1))
 FIRST, LAST = 0.8, 0.03
 #: The overshoot, a share of the distance: at first, its bounds, and the factors after a failure and a success.
 OVERSHOOT, LEAST, MOST, MORE, LESS = 0.1, 1e-5, 0.5, 1.5, 0.5
-#: Steps of Newton's method a projection; it goes on from the last one's rate.
+#: Turns of Newton's method a projection; it goes on from the last one's rate.
 NEWTON = 2
+#: So few samples at a time stay in the caches of a CPU.
+CHUNK = 250
 
 
 def ddn(
@@ -58,14 +60,16 @@ def ddn(
     targets, bounds = checks.whole("targets", targets, 1), checks.box(bounds)
     checks.generator(generator)
     with attacking(model, x, y, bounds) as (oracle, logits, wrong):
-        noise, here = Noise(x, generator), (~wrong).nonzero()[:, 0]
-        best = _Best(oracle, x.detach()[here], y[here], norm, bounds)
-        order = logits[here].scatter(1, y[here, None], -math.inf).argsort(dim=1, descending=True, stable=True)
-        _race(best, order[:, : min(targets, oracle.classes - 1)], steps)
-        _blind(best, noise.keep(here))
-    x_adv, success = x.detach().clone(), wrong.clone()
-    x_adv[here], success[here] = best.point, best.distance < math.inf
-    distance = torch.where(success, length(x_adv - x.detach(), norm), math.inf)
+        x, noise = x.detach(), Noise(x, generator)
+        order = logits.scatter(1, y[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
+        order = order[:, : min(targets, oracle.classes - 1)]
+        x_adv, success, here = x.clone(), wrong.clone(), (~wrong).nonzero()[:, 0]
+        for part in here.split(CHUNK if x.device.type == "cpu" else max(1, len(here))):
+            best = _Best(oracle, x[part], y[part], norm, bounds)
+            if len(part):
+                _race(best, order[part], steps, noise.keep(part))
+            x_adv[part], success[part] = best.point, best.distance < math.inf
+    distance = torch.where(success, length(x_adv - x, norm), math.inf)
     return Nearest(x_adv, success, distance, oracle.calls, norm)
 
 
@@ -108,9 +112,15 @@ class _Chase:
     near: Tensor
 
     @classmethod
-    def start(cls, best: _Best, target: Tensor) -> "_Chase":
-        none = torch.zeros_like(best.distance)
-        return cls(target, best.x, none + OVERSHOOT, none, none + math.inf, best.x)
+    def start(cls, best: _Best, target: Tensor, noise: Noise | None = None) -> "_Chase":
+        """From x, or from a random point as far from x as the nearest misclassified point that is known."""
+        none, point = torch.zeros_like(best.distance), best.x
+        if noise is not None:
+            inputs = point[0:1].numel()
+            away = (noise.normal(inputs) if best.norm == 2 else noise.signs(inputs)).to(point).reshape(point.shape)
+            away *= column(best.distance.nan_to_num(posinf=0.0) / length(away, best.norm), away)
+            point = clip(point + away, best.bounds)
+        return cls(target, point, none + OVERSHOOT, none, none + math.inf, best.x)
 
     def step(self, best: _Best, beta: float) -> None:
         """One gradient, and the move of the module's docstring."""
@@ -131,24 +141,33 @@ class _Chase:
         self.point = clip(point, best.bounds)
 
 
-def _race(best: _Best, order: Tensor, steps: int) -> None:
-    """Chase the classes order (n, C): the nearest few at first, the nearest of those on, the nearest to the end."""
+def _race(best: _Best, order: Tensor, steps: int, noise: Noise) -> None:
+    """Chase the classes order (n, C): the nearest few at first, the nearest of those further, the nearest to the end.
+
+    Where there are fewer classes than runners at first, the others start from random points.
+    """
     classes, left = order.shape[1], max(1, steps - 1)  # the looks at x and at the last point make up one step
-    stages = [(min(racers, classes), round(share * steps)) for racers, share in RACE]
-    needed = sum(racers * turns for racers, turns in stages)
+    stages = [(runners, round(share * steps)) for runners, share in RACE]
+    needed = sum(runners * turns for runners, turns in stages)
     ranking = (classes + 2) // 2  # of all classes at x: a forward and a backward for each class, in steps
     if classes > RACE[0][0] and ranking + needed < left:
         order, left = _ranked(best, order), left - ranking
     stages.append((1, left - needed))
-    turn, turns = 0, sum(turns for _, turns in stages)
-    chases = [_Chase.start(best, target) for target in order[:, : stages[0][0]].unbind(1)]
-    for racers, count in stages:
-        chases = _nearest(best, chases, racers)
-        for chase in chases:
-            for i in range(turn, turn + count):
-                chase.step(best, LAST + (FIRST - LAST) * (1 + math.cos(math.pi * i / turns)) / 2)
-        turn += count
+    done, turns = 0, sum(turns for _, turns in stages)
+    chases: list[_Chase] = []
+    for runners, count in stages:
+        chases = _nearest(best, chases, runners)
+        for place in range(runners):
+            if place == len(chases):
+                start = None if place < classes else noise
+                chases.append(_Chase.start(best, order[:, place % classes], start))
+            for i in range(done, done + count):
+                chases[place].step(best, LAST + (FIRST - LAST) * (1 + math.cos(math.pi * i / turns)) / 2)
+            if done == 0 and place == min(classes, runners) - 1 and count:
+                _blind(best, chases[0], noise)
+        done += count
     best.ask(chases[0].point)
+    _blind(best, chases[0], noise)
 
 
 def _ranked(best: _Best, order: Tensor) -> Tensor:
@@ -179,32 +198,34 @@ def _nearest(best: _Best, chases: list[_Chase], count: int) -> list[_Chase]:
     return [_Chase(*(values[place, every] for values in stacked)) for place in order[:count]]
 
 
-def _blind(best: _Best, noise: Noise) -> None:
-    """For samples of which nothing misclassified is known: random points around x, farther and farther, and back."""
+def _blind(best: _Best, chase: _Chase, noise: Noise) -> None:
+    """Look around where no gradient has led to another class: random points farther and farther from x, then back.
+
+    What is found becomes the chase's point and target. Up to some 40 forwards, of these samples only.
+    """
     rows = best.distance.isinf().nonzero()[:, 0]
-    noise = noise.keep(rows)
-    reach = 1.0 if best.bounds is None else best.bounds[1] - best.bounds[0]
-    for power in range(-8, 3):
-        if not len(rows):
-            return
-        x = best.x[rows]
-        away = reach * 2.0**power * (2 * noise.uniform(x[0].numel()) - 1).to(x.dtype).reshape(x.shape)
-        found = best.ask(clip(x + away, best.bounds), rows)
-        _back(best, rows[found])
-        rows, noise = rows[~found], noise.keep(~found)
-
-
-def _back(best: _Best, rows: Tensor) -> None:
-    """Halve the way from x to the best point, so that a neighbourhood of the boundary is met: 20 forwards."""
+    x, noise = best.x[rows], noise.keep(rows)
+    reach = x.flatten(1).abs().amax(1).clamp(min=1) if best.bounds is None else best.bounds[1] - best.bounds[0]
+    for power in range(-16, 6):
+        lost = best.distance[rows].isinf().nonzero()[:, 0]
+        if not len(lost):
+            break
+        away = (2 * noise.uniform(best.x[:1].numel()) - 1).to(x).reshape(x.shape)
+        away *= column(torch.as_tensor(reach * 2 ** (power / 2)).expand(len(x)), x)
+        best.ask(clip(x + away, best.bounds)[lost], rows[lost])
+    rows = rows[best.distance[rows].isfinite()]
+    if not len(rows):
+        return
     x, far = best.x[rows], best.point[rows] - best.x[rows]
-    low = torch.zeros_like(best.distance[rows])
-    high = low + 1
+    low, high = torch.zeros_like(best.distance[rows]), torch.ones_like(best.distance[rows])
     for _ in range(20):
-        if not len(rows):
-            return
         middle = (low + high) / 2
         found = best.ask(x + column(middle, x) * far, rows)
         low, high = torch.where(found, low, middle), torch.where(found, middle, high)
+    logits = best.oracle.logits(best.point[rows])
+    chase.target = chase.target.index_copy(0, rows, logits.scatter(1, best.y[rows, None], -math.inf).argmax(1))
+    chase.point = chase.point.index_copy(0, rows, best.point[rows])
+    chase.reached = chase.reached.index_copy(0, rows, best.distance[rows])
 
 
 def _project(best: _Best, gap: Tensor, w: Tensor, towards: Tensor, slope: Tensor, rate: Tensor):

@@ -19,6 +19,8 @@ from margins.attacks.halfspace import nearest_in_halfspace
 
 REFERENCES = ("label", "prediction", "correction")
 ITERATES = ("plain", "overshot")
+#: So few samples at a time stay in the caches of a CPU.
+CHUNK = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +76,7 @@ def deepfool(
         With the last two, success means that the class changed so, and distance is the length of that move.
     linearise_at: an iterate is x plus the sum of the steps ("plain": Deep Defense, AMM), or x plus 1 + overshoot times
         it ("overshot": the authors' code). What is tested and returned is the overshot point in both.
-    candidates: how many classes are looked at, those with the largest logits at x; None for all.
+    candidates: of how many classes, at most, the boundary is looked at: those with the largest logits at x; None for all.
     bounds: None for no box, as in the papers. In a box the first step is the one without it, cut off. Each further one
         closes the linearised gap exactly within the box, saturated pixels taking no part, so that the steps do not
         creep; the chosen class is the one whose point is then nearest to x. Exact on linear models too, but for the
@@ -93,23 +95,21 @@ def deepfool(
         checks.whole("candidates", candidates, 1)
     rules = _Rules(norm, steps, overshoot, linearise_at == "plain", bounds, trace)
     with attacking(model, x, y, bounds) as (oracle, logits, wrong):
-        if candidates is not None:
-            checks.whole("candidates", candidates, 1, oracle.classes - 1)
         x = x.detach()
         leave = logits.argmax(1) if reference == "prediction" else y
         order = logits.scatter(1, leave[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
-        order = order[:, : candidates or oracle.classes - 1]
+        order = order[:, : min(candidates or oracle.classes, oracle.classes - 1)]
         first = torch.ones_like(wrong) if reference == "prediction" else ~wrong
-        walks = [_walk(oracle, x, first, leave, order, rules)]
+        walks = [_walk(oracle, x, part, leave, order, rules) for part in _parts(first)]
         if reference == "correction":
-            walks.append(_walk(oracle, x, wrong, None, y[:, None], rules))
+            walks += [_walk(oracle, x, part, None, y[:, None], rules) for part in _parts(wrong)]
     x_adv, success = x.clone(), wrong & (reference == "label")
-    for found, changed, _ in walks:
-        x_adv, success = torch.where(column(changed, x), found, x_adv), success | changed
+    for samples, found, changed, _ in walks:
+        x_adv[samples[changed]], success[samples] = found[changed], changed
     result = x_adv, success, torch.where(success, length(x_adv - x, norm), math.inf), oracle.calls, norm
     if not trace:
         return Nearest(*result)
-    return Traced(*result, tuple(_both(steps) for steps in zip_longest(*(path for *_, path in walks))))
+    return Traced(*result, tuple(_join(steps) for steps in zip_longest(*(path for *_, path in walks))))
 
 
 @dataclass(frozen=True)
@@ -124,31 +124,37 @@ class _Rules:
     trace: bool
 
 
-def _walk(oracle: Oracle, x: Tensor, start: Tensor, leave: Tensor | None, towards: Tensor, rules: _Rules):
-    """Walk the samples `start` (a mask) out of their class `leave` (B,), or, with None, into the class towards[:, 0].
+def _parts(mask: Tensor) -> tuple[Tensor, ...]:
+    """The chosen samples, in pieces that stay in the caches of a CPU; one piece elsewhere; none of nothing."""
+    rows = mask.nonzero()[:, 0]
+    return rows.split(CHUNK if rows.device.type == "cpu" else max(1, len(rows))) if len(rows) else ()
 
-    towards: (B, C), the candidates. Returns the overshot points (B, ...), whether the class changed (B,), the path.
+
+def _walk(oracle: Oracle, x: Tensor, samples: Tensor, leave: Tensor | None, towards: Tensor, rules: _Rules):
+    """Walk n samples (indices) out of their class `leave` (B,), or, with None, into the class towards[:, 0].
+
+    towards: (B, C), the candidates. Returns `samples`, the overshot points (n, ...), whether the class changed there
+    (n,), and the path.
     """
-    iterate, reached, changed, path = x.clone(), x.clone(), torch.zeros_like(start), []
-    here = start.nonzero()[:, 0]
+    x, towards, leave = x[samples], towards[samples], None if leave is None else leave[samples]
+    iterate, reached, path = x.clone(), x.clone(), []
+    here, changed = torch.arange(len(x), device=x.device), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for step in range(rules.steps):
         if not len(here):
             break
-        point = iterate[here]
-        reference = None if leave is None else leave[here]
+        point, reference = iterate[here], None if leave is None else leave[here]
         reference, chosen, near = _linearise(oracle, x[here], point, reference, towards[here], rules, first=step == 0)
         going = chosen >= 0
         here, point, near = here[going], point[going], near[going]
         if rules.trace:
-            path.append(Step(here, reference[going], chosen[going], near - point))
-        base = x[here] if rules.plain else point
-        tested = clip(torch.lerp(base, near, 1 + rules.overshoot), rules.bounds)
+            path.append(Step(samples[here], reference[going], chosen[going], near - point))
+        tested = clip(torch.lerp(x[here] if rules.plain else point, near, 1 + rules.overshoot), rules.bounds)
         iterate[here], reached[here] = near if rules.plain else tested, tested
         logits = oracle.logits(tested)
         done = ~misclassified(logits, towards[here, 0]) if leave is None else misclassified(logits, leave[here])
         changed[here] = done
         here = here[~done]
-    return reached, changed, path
+    return samples, reached, changed, path
 
 
 def _linearise(
@@ -194,8 +200,8 @@ def _nearest(x: Tensor, point: Tensor, w: Tensor, gap: Tensor, rules: _Rules, fi
     cut, step = clip(point + free, bounds), nearest_in_halfspace(point, w, gap, norm, bounds)
     there = clip(point + step, bounds)
     open_ = gap + _dot(w, step) > 1e-5 * gap
-    size = length(there - x, norm) + torch.where(open_, length(bounds[1] - bounds[0] + 0 * x, norm), 0.0)
-    size = torch.where(_dot(w, step) < 0, size, math.inf)
+    diameter = (bounds[1] - bounds[0]) * (math.prod(x.shape[1:]) ** 0.5 if norm == 2 else 1)
+    size = torch.where(_dot(w, step) < 0, length(there - x, norm) + diameter * open_, math.inf)
     return cut if first else torch.where(column(open_, x), cut, there), size
 
 
@@ -203,7 +209,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
 
 
-def _both(steps: tuple[Step | None, ...]) -> Step:
-    """The same iteration of the walks of different samples, as one."""
+def _join(steps: tuple[Step | None, ...]) -> Step:
+    """The same iteration of different samples' walks, as one."""
     steps = [step for step in steps if step is not None]
     return Step(*(torch.cat([getattr(step, field.name) for step in steps]) for field in fields(Step)))
