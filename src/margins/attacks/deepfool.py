@@ -76,7 +76,7 @@ def deepfool(
         With the last two, success means that the class changed so, and distance is the length of that move.
     linearise_at: an iterate is x plus the sum of the steps ("plain": Deep Defense, AMM), or x plus 1 + overshoot times
         it ("overshot": the authors' code). What is tested and returned is the overshot point in both.
-    candidates: of how many classes, at most, the boundary is looked at: those with the largest logits at x; None for all.
+    candidates: of how many classes, at most, the boundary is looked at: those of the largest logits at x; None: all.
     bounds: None for no box, as in the papers. In a box the first step is the one without it, cut off. Each further one
         closes the linearised gap exactly within the box, saturated pixels taking no part, so that the steps do not
         creep; the chosen class is the one whose point is then nearest to x. Exact on linear models too, but for the
