@@ -23,8 +23,9 @@ from margins.attacks.found import Bounds, Calls, Nearest, Oracle, attacking, fin
 from margins.attacks.geometry import clip, column, direction, length
 from margins.attacks.noise import Noise
 
-#: The race: so many classes at first, each for this share of the steps, then those that were nearest.
-RACE = ((4, 0.06), (2, 0.1))
+#: The race: so many classes at first, each for this share of the steps, then those that were nearest. With fewer steps
+#: than RACING there is none, only the class is chased that seems nearest.
+RACE, RACING = ((4, 0.06), (2, 0.1)), 60
 #: beta at the first and at the last step, falling along half a cosine.
 FIRST, LAST = 0.8, 0.03
 #: The overshoot, a share of the distance: at first, its bounds, and the factors after a failure and a success.
@@ -48,13 +49,14 @@ def ddn(
 ) -> Nearest:
     """The nearest misclassified point that is found; its distance is an upper bound of the margin.
 
-    x (B, ...), y (B,) int64; norm 2 or math.inf; steps: gradients, one forward and one backward each; targets: of how
-    many classes, those with the largest logits at x, the distance is looked at. A point counts as misclassified only if
-    it stays so under rounding. On a linear model the distance is exact but for the overshoot, in a box too.
+    x (B, ...), y (B,) int64; norm 2 or math.inf; steps: gradients, one forward and one backward each; targets: how many
+    classes are raced for, at most, those with the largest logits at x. A point counts as misclassified only if rounding
+    cannot undo it. On a linear model the distance is exact but for the least overshoot, in a box too.
 
-    Random numbers (generator) serve only samples for which no gradient step led to another class, as where gradients
-    vanish: they get points around x at growing distances. Cost: `steps` forwards and backwards, which include the
-    ranking of the classes at x, and some 10 forwards. Raises MarginsError for bad arguments, before any work.
+    Random numbers (generator) are used where a sample has fewer than 4 classes to race for, in further starts, and
+    where no gradient led to another class, as where gradients vanish: points around x, farther and farther, are tried
+    then, and the way back. Cost: `steps` forwards and backwards, ranking the classes and looking at x included, and
+    some 40 forwards of the samples on which gradients fail. Raises MarginsError for bad arguments, before any work.
     """
     norm, steps = checks.norm(norm, (2, math.inf)), checks.whole("steps", steps, 1)
     targets, bounds = checks.whole("targets", targets, 1), checks.box(bounds)
@@ -147,24 +149,24 @@ def _race(best: _Best, order: Tensor, steps: int, noise: Noise) -> None:
     Where there are fewer classes than runners at first, the others start from random points.
     """
     classes, left = order.shape[1], max(1, steps - 1)  # the looks at x and at the last point make up one step
-    stages = [(runners, round(share * steps)) for runners, share in RACE]
-    needed = sum(runners * turns for runners, turns in stages)
+    stages = [(runners, round(share * steps)) for runners, share in (RACE if steps >= RACING else ())]
     ranking = (classes + 2) // 2  # of all classes at x: a forward and a backward for each class, in steps
-    if classes > RACE[0][0] and ranking + needed < left:
+    if classes > (RACE[0][0] if stages else 1) and ranking <= left / 2:
         order, left = _ranked(best, order), left - ranking
-    stages.append((1, left - needed))
+    stages.append((1, left - sum(runners * turns for runners, turns in stages)))
     done, turns = 0, sum(turns for _, turns in stages)
     chases: list[_Chase] = []
-    for runners, count in stages:
+    for stage, (runners, count) in enumerate(stages):
+        if stage == 1:
+            _blind(best, chases[0], noise)
         chases = _nearest(best, chases, runners)
         for place in range(runners):
             if place == len(chases):
-                start = None if place < classes else noise
-                chases.append(_Chase.start(best, order[:, place % classes], start))
+                if place == classes:
+                    _blind(best, chases[0], noise)
+                chases.append(_Chase.start(best, order[:, place % classes], None if place < classes else noise))
             for i in range(done, done + count):
                 chases[place].step(best, LAST + (FIRST - LAST) * (1 + math.cos(math.pi * i / turns)) / 2)
-            if done == 0 and place == min(classes, runners) - 1 and count:
-                _blind(best, chases[0], noise)
         done += count
     best.ask(chases[0].point)
     _blind(best, chases[0], noise)
