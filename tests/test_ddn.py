@@ -6,7 +6,8 @@ import pytest
 import torch
 from known import linear, nearest
 from real import needs
-from test_deepfool import BOTH, BOX, Fails, network
+from test_deepfool import BOTH, BOX, network
+from test_deepfool_promises import Fails
 from torch import nn
 
 from margins import datasets, models, planar, training
@@ -101,7 +102,7 @@ def test_a_confident_network_is_no_harder():
 
 @needs("mnist")
 @BOTH
-def test_on_real_images_it_beats_deepfool_withwithin_the_box(norm):
+def test_on_real_images_it_beats_deepfool_within_the_box(norm):
     train, test = datasets.load("mnist", "train"), datasets.load("mnist", "test")
     model = models.build("mlp", inputs=784, hidden=(64,), classes=10, generator=torch.Generator().manual_seed(0))
     training.fit(model, train.x[:5000], train.y[:5000], epochs=3)

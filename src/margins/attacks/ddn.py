@@ -189,13 +189,16 @@ def _ranked(best: _Best, order: Tensor) -> Tensor:
 
 
 def _nearest(best: _Best, chases: list[_Chase], count: int) -> list[_Chase]:
-    """For each sample the `count` chases that seem nearest; those that met nothing misclassified come last."""
+    """For each sample the `count` chases that seem nearest: by the mean of what was reached and what lies ahead.
+
+    One that met nothing misclassified counts as half as far again as it looks ahead; without a gradient it comes last.
+    """
     if len(chases) <= count:
         return chases
     ahead = torch.stack([length(chase.near - best.x, best.norm) for chase in chases])
     reached = torch.stack([chase.reached for chase in chases])
-    order = torch.where(reached < math.inf, reached + ahead, 1e6 + ahead).argsort(dim=0, stable=True)
-    every = torch.arange(order.shape[1], device=order.device)
+    score = torch.where(reached < math.inf, reached + ahead, torch.where(ahead > 0, 3 * ahead, math.inf))
+    order, every = score.argsort(dim=0, stable=True), torch.arange(score.shape[1], device=score.device)
     stacked = [torch.stack([getattr(chase, field.name) for chase in chases]) for field in fields(_Chase)]
     return [_Chase(*(values[place, every] for values in stacked)) for place in order[:count]]
 
