@@ -174,9 +174,8 @@ def test_the_batch_and_the_order_make_no_difference(attack, norm, monkeypatch):
     order = torch.randperm(30, generator=seed())
     mixed = attack(model, x[order], y[order], **given).x_adv[order.argsort()]
     parts = torch.cat([attack(model, a, b, **given).x_adv for a, b in zip(x.split(13), y.split(13), strict=True)])
-    module = import_module("margins.attacks.apgd")  # the package exports a function of this name
-    monkeypatch.setattr(module, "CHUNK", 7)
-    monkeypatch.setattr(module, "SOLVED", 1)
+    monkeypatch.setattr("margins.attacks.found.CHUNK", 7)
+    monkeypatch.setattr(import_module("margins.attacks.apgd"), "SOLVED", 1)  # the package has a function of that name
     cut = attack(model, x, y, **given).x_adv
     assert all(torch.allclose(whole.x_adv, other, atol=1e-6) for other in (mixed, parts, cut))
 

@@ -227,7 +227,7 @@ def test_samples_do_not_see_each_other(norm):
 def test_the_model_is_asked_about_few_samples_at_a_time(norm, monkeypatch):
     model, x, y = network()
     whole = square(model, x, y, norm=norm, eps=0.2, queries=40)
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr("margins.attacks.found.CHUNK", 4)
     spy = Spy(model)
     found = square(spy, x, y, norm=norm, eps=0.2, queries=40)
     assert max(len(each) for each in spy.asked[1:]) <= 4

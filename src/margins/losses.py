@@ -53,7 +53,12 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """-(f_y - f_t) / (f_(1) - (f_(3) + f_(4)) / 2) for target classes t (B,): AutoAttack's APGD-T. Needs K >= 4."""
     top = logits.topk(4, 1).values
-    return (_own(logits, target) - _own(logits, y)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    return -gap(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """f_y - f_t for target classes t (B,): what an attack towards t has to close. Not a loss: it falls."""
+    return _own(logits, y) - _own(logits, target)
 
 
 def kl(logits: Tensor, reference: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ then goes on from the best point. Solved samples leave the batch, which changes 
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from margins import checks, losses
-from margins.attacks.found import Bounds, InBall, Oracle, attacking, misclassified
+from margins.attacks.found import SOLVED, Bounds, InBall, Oracle, attacking, misclassified, parts
 from margins.attacks.geometry import column, direction, into_both, length, random_start
 from margins.attacks.noise import Noise
 from margins.errors import MarginsError
@@ -23,8 +23,6 @@ from margins.losses import Loss
 MOMENTUM = 0.75
 #: The share of steps between two checkpoints that must raise the loss, else the step is halved.
 RHO = 0.75
-#: So few samples at a time stay in the caches of a CPU; and from this share of solved ones on the others close ranks.
-CHUNK, SOLVED = 250, 1 / 16
 
 _LOSSES = {"cross-entropy": losses.log_odds, "dlr": losses.dlr}
 _Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, y, target) -> (B,)
@@ -85,13 +83,13 @@ def apgd_t(
     def plan(logits: Tensor) -> tuple[Tensor, _Objective]:
         classes = logits.shape[1]
         others = logits.scatter(1, y[:, None], -math.inf)
-        return others.topk(min(targets, classes - 1)).indices, losses.targeted_dlr if classes > 3 else _gap
+        return others.topk(min(targets, classes - 1)).indices, _away if classes < 4 else losses.targeted_dlr
 
     return _rounds(model, x, y, norm, eps, steps, bounds, generator, plan)
 
 
-def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+def _away(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return -losses.gap(logits, y, target)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -117,7 +115,7 @@ def _rounds(model, x, y, norm, eps, steps, bounds, generator, plan) -> InBall:
         noise = Noise(x, generator).keep(left)
         for target in targets.T:
             starts = random_start("sphere" if norm == 2 else "uniform", x[left], norm, eps, bounds, noise)
-            for part in _parts(len(left), x.device):
+            for part in parts(torch.arange(len(left), device=x.device)):
                 rows = left[part]
                 point, top, solved = ascent.run(x[rows], y[rows], target[rows], starts[part])
                 better = solved | (top > best[rows])
@@ -126,12 +124,6 @@ def _rounds(model, x, y, norm, eps, steps, bounds, generator, plan) -> InBall:
             open_ = ~success[left]
             noise, left = noise.keep(open_), left[open_]
     return InBall(x_adv, success, length(x_adv - x, norm), oracle.calls, norm, eps)
-
-
-def _parts(size: int, device: torch.device) -> Iterator[slice]:
-    """0..size-1 cut into even pieces of at most CHUNK on a CPU; one piece elsewhere."""
-    pieces = -(-size // CHUNK) if device.type == "cpu" else min(size, 1)
-    return (slice(size * i // pieces, size * (i + 1) // pieces) for i in range(pieces))
 
 
 @dataclass

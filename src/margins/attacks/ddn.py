@@ -18,9 +18,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from margins import checks
-from margins.attacks.found import Bounds, Calls, Nearest, Oracle, attacking, finite, input_gradient
-from margins.attacks.geometry import clip, column, direction, length
+from margins import checks, losses
+from margins.attacks.found import Bounds, Calls, Nearest, Oracle, attacking, finite, input_gradient, parts
+from margins.attacks.geometry import clip, column, direction, dot, length
 from margins.attacks.noise import Noise
 
 #: The race: so many classes at first, each for this share of the steps, then those that were nearest. With fewer steps
@@ -32,8 +32,6 @@ FIRST, LAST = 0.8, 0.03
 OVERSHOOT, LEAST, MOST, MORE, LESS = 0.1, 1e-5, 0.5, 1.5, 0.5
 #: Turns of Newton's method a projection; it goes on from the last one's rate.
 NEWTON = 2
-#: So few samples at a time stay in the caches of a CPU.
-CHUNK = 250
 
 
 def ddn(
@@ -65,11 +63,10 @@ def ddn(
         x, noise = x.detach(), Noise(x, generator)
         order = logits.scatter(1, y[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
         order = order[:, : min(targets, oracle.classes - 1)]
-        x_adv, success, here = x.clone(), wrong.clone(), (~wrong).nonzero()[:, 0]
-        for part in here.split(CHUNK if x.device.type == "cpu" else max(1, len(here))):
+        x_adv, success = x.clone(), wrong.clone()
+        for part in parts((~wrong).nonzero()[:, 0]):
             best = _Best(oracle, x[part], y[part], norm, bounds)
-            if len(part):
-                _race(best, order[part], steps, noise.keep(part))
+            _race(best, order[part], steps, noise.keep(part))
             x_adv[part], success[part] = best.point, best.distance < math.inf
     distance = torch.where(success, length(x_adv - x, norm), math.inf)
     return Nearest(x_adv, success, distance, oracle.calls, norm)
@@ -127,7 +124,7 @@ class _Chase:
     def step(self, best: _Best, beta: float) -> None:
         """One gradient, and the move of the module's docstring."""
         x, norm, target = best.x, best.norm, self.target
-        w, gap, logits = best.oracle.gradient(self.point, best.y, lambda logits, y: _gap(logits, y, target))
+        w, gap, logits = best.oracle.gradient(self.point, best.y, lambda logits, y: losses.gap(logits, y, target))
         delta = self.point - x
         distance = length(delta, norm)
         sure = best.see(self.point, distance, logits)
@@ -135,7 +132,7 @@ class _Chase:
         self.overshoot = (self.overshoot * torch.where(sure, LESS, MORE)).clamp(LEAST, MOST)
         gap, unit = _scaled(gap, w)
         towards, slope = _steepest(unit, norm)
-        near, self.rate, left = _project(best, gap - _dot(unit, delta), unit, towards, slope, self.rate)
+        near, self.rate, left = _project(best, gap - dot(unit, delta), unit, towards, slope, self.rate)
         self.near = near
         beyond = self.overshoot * torch.where(distance > 0, distance * slope, gap)
         back = _over((1 - beta) * gap + beta * left + beyond, slope)
@@ -179,7 +176,7 @@ def _ranked(best: _Best, order: Tensor) -> Tensor:
         asked = x.detach().requires_grad_()
         logits = best.oracle.model(asked)
         for c, target in enumerate(order.unbind(1)):
-            gap = _gap(logits, best.y, target)
+            gap = losses.gap(logits, best.y, target)
             w = finite(input_gradient(gap.sum(), asked, keep=c < order.shape[1] - 1))
             gap, unit = _scaled(gap.detach(), w)
             near, *_ = _project(best, gap, unit, *_steepest(unit, best.norm), torch.zeros_like(gap))
@@ -244,10 +241,10 @@ def _project(best: _Best, gap: Tensor, w: Tensor, towards: Tensor, slope: Tensor
     for turn in range(NEWTON):
         straight = torch.addcmul(x, towards, column(rate, x), value=-1)
         near = clip(straight, best.bounds)
-        left = gap + _dot(w, near - x)
+        left = gap + dot(w, near - x)
         if best.bounds is None or turn == NEWTON - 1:
             break
-        gain = _dot(w * towards, (straight == near).to(x.dtype))  # of the entries that are not cut off
+        gain = dot(w * towards, (straight == near).to(x.dtype))  # of the entries that are not cut off
         rate = torch.where(gain > 0, rate + left / gain, without).maximum(without)
     return near, rate, left
 
@@ -255,21 +252,13 @@ def _project(best: _Best, gap: Tensor, w: Tensor, towards: Tensor, slope: Tensor
 def _scaled(gap: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """The gap (n,) and its gradient in units in which the gradient's l2 length is 1, or 0 where it vanishes."""
     unit = direction(w, 2)
-    return _over(gap, _dot(w, unit)).nan_to_num(0.0, 0.0, 0.0), unit
+    return _over(gap, dot(w, unit)).nan_to_num(0.0, 0.0, 0.0), unit
 
 
 def _steepest(w: Tensor, norm: float) -> tuple[Tensor, Tensor]:
     """The direction that gains most for its length in the norm, up to a factor, and what it gains (n,)."""
     towards = w if norm == 2 else w.sign()
-    return towards, _dot(w, towards)
-
-
-def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    return (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None]))[:, 0]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return towards, dot(w, towards)
 
 
 def _over(a: Tensor, b: Tensor) -> Tensor:

@@ -13,14 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from margins import checks
-from margins.attacks.found import Bounds, Calls, Nearest, Oracle, attacking, finite, input_gradient, misclassified
-from margins.attacks.geometry import clip, column, length
+from margins.attacks.found import (
+    Bounds,
+    Calls,
+    Nearest,
+    Oracle,
+    attacking,
+    finite,
+    input_gradient,
+    misclassified,
+    parts,
+)
+from margins.attacks.geometry import clip, column, dot, length
 from margins.attacks.halfspace import nearest_in_halfspace
 
 REFERENCES = ("label", "prediction", "correction")
 ITERATES = ("plain", "overshot")
-#: So few samples at a time stay in the caches of a CPU.
-CHUNK = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +108,9 @@ def deepfool(
         order = logits.scatter(1, leave[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
         order = order[:, : min(candidates or oracle.classes, oracle.classes - 1)]
         first = torch.ones_like(wrong) if reference == "prediction" else ~wrong
-        walks = [_walk(oracle, x, part, leave, order, rules) for part in _parts(first)]
+        walks = [_walk(oracle, x, part, leave, order, rules) for part in parts(first.nonzero()[:, 0])]
         if reference == "correction":
-            walks += [_walk(oracle, x, part, None, y[:, None], rules) for part in _parts(wrong)]
+            walks += [_walk(oracle, x, part, None, y[:, None], rules) for part in parts(wrong.nonzero()[:, 0])]
     x_adv, success = x.clone(), wrong & (reference == "label")
     for samples, found, changed, _ in walks:
         x_adv[samples[changed]], success[samples] = found[changed], changed
@@ -122,12 +130,6 @@ class _Rules:
     plain: bool
     bounds: Bounds
     trace: bool
-
-
-def _parts(mask: Tensor) -> tuple[Tensor, ...]:
-    """The chosen samples, in pieces that stay in the caches of a CPU; one piece elsewhere; none of nothing."""
-    rows = mask.nonzero()[:, 0]
-    return rows.split(CHUNK if rows.device.type == "cpu" else max(1, len(rows))) if len(rows) else ()
 
 
 def _walk(oracle: Oracle, x: Tensor, samples: Tensor, leave: Tensor | None, towards: Tensor, rules: _Rules):
@@ -176,7 +178,7 @@ def _linearise(
         for c, gap in enumerate(gaps.unbind(1)):
             w = finite(input_gradient(gap.sum(), asked, keep=c < count - 1))
             gap = gap.detach().abs()
-            away = gap if rules.bounds is None else gap + _dot(w, x - point)
+            away = gap if rules.bounds is None else gap + dot(w, x - point)
             without = away / length(w, 2 if rules.norm == 2 else 1)  # no candidate is nearer than without the box
             rows = (without < least).nonzero()[:, 0]
             there, size = _nearest(x[rows], point[rows], w[rows], gap[rows], rules, first)
@@ -196,17 +198,13 @@ def _nearest(x: Tensor, point: Tensor, w: Tensor, gap: Tensor, rules: _Rules, fi
     norm, bounds = rules.norm, rules.bounds
     free = nearest_in_halfspace(point, w, gap, norm, None)
     if bounds is None:
-        return point + free, torch.where(_dot(w, free) < 0, length(free, norm), math.inf)
+        return point + free, torch.where(dot(w, free) < 0, length(free, norm), math.inf)
     cut, step = clip(point + free, bounds), nearest_in_halfspace(point, w, gap, norm, bounds)
     there = clip(point + step, bounds)
-    open_ = gap + _dot(w, step) > 1e-5 * gap
+    open_ = gap + dot(w, step) > 1e-5 * gap
     diameter = (bounds[1] - bounds[0]) * (math.prod(x.shape[1:]) ** 0.5 if norm == 2 else 1)
-    size = torch.where(_dot(w, step) < 0, length(there - x, norm) + diameter * open_, math.inf)
+    size = torch.where(dot(w, step) < 0, length(there - x, norm) + diameter * open_, math.inf)
     return cut if first else torch.where(column(open_, x), cut, there), size
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
 
 
 def _join(steps: tuple[Step | None, ...]) -> Step:

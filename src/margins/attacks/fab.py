@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from margins import checks, losses
-from margins.attacks.found import Bounds, Nearest, Oracle, attacking, misclassified
-from margins.attacks.geometry import clip, column, length
+from margins.attacks.found import Bounds, Nearest, Oracle, attacking, misclassified, parts
+from margins.attacks.geometry import clip, column, dot, length
 from margins.attacks.halfspace import nearest_in_halfspace
 
 #: The paper's alpha_max (the largest weight of the projection of x), eta (beyond the plane), beta (back towards x).
@@ -20,8 +20,6 @@ LEAN, BEYOND, BACK = 0.1, 1.05, 0.9
 #: The search at the end: for points at most so much further than the nearest one, rounds, points tried in each, and how
 #: far beyond the boundary, as a part of the gap at x, so that rounding does not decide.
 NEARLY, ROUNDS, TRIES, SURE = 1.05, 3, 3, 1e-5
-#: So few samples at a time stay in the caches of a CPU.
-CHUNK = 250
 
 
 def fab_t(
@@ -61,9 +59,7 @@ def fab_t(
         order = logits.scatter(1, y[:, None], -math.inf).argsort(1, descending=True)[:, :-1][:, :targets]
         x_adv, distance = x.clone(), torch.where(wrong, 0, math.inf).to(x)
         for target in order.T:
-            for part in (distance > within).nonzero()[:, 0].split(CHUNK):
-                if not len(part):
-                    break
+            for part in parts((distance > within).nonzero()[:, 0]):
                 start, label = x[part], y[part]
                 point, size = _walk(oracle, start, label, target[part], norm, steps, within, bounds)
                 near = ((size > within) & (size < NEARLY * distance[part])).nonzero()[:, 0]
@@ -86,7 +82,7 @@ def _walk(
     left, z = torch.arange(len(x), device=x.device), x
     for step in range(steps + 1):
         if step < steps:
-            w, gap, logits = oracle.gradient(z, y, lambda logits, y, t=target: _gap(logits, y, t))
+            w, gap, logits = oracle.gradient(z, y, lambda logits, y, t=target: losses.gap(logits, y, t))
         else:
             logits = oracle.logits(z)
         wrong, delta = misclassified(logits, y), z - x
@@ -107,7 +103,7 @@ def _walk(
 
 def _step(x: Tensor, delta: Tensor, w: Tensor, gap: Tensor, wrong: Tensor, norm: float, bounds: Bounds) -> Tensor:
     """The next point, from x + delta with the gap (n,) and its gradient w there."""
-    along = _dot(w, delta)
+    along = dot(w, delta)
     back = torch.where(wrong, BACK, 1.0).to(x)
     delta = delta * column(back, x)
     here = BEYOND * _onto(x + delta, w, gap + (back - 1) * along, norm, bounds)
@@ -131,7 +127,7 @@ def _closer(oracle: Oracle, x: Tensor, y: Tensor, x_adv: Tensor, norm: float, bo
     that are not x_adv are closer, since balls are convex. On a linear model that is the nearest point of all.
     """
     w, gap, _ = oracle.gradient(x_adv, y, lambda logits, y: -losses.margin(logits, y))
-    goal = clip(x + nearest_in_halfspace(x, w, (1 + SURE) * (gap - _dot(w, x_adv - x)), norm, bounds), bounds)
+    goal = clip(x + nearest_in_halfspace(x, w, (1 + SURE) * (gap - dot(w, x_adv - x)), norm, bounds), bounds)
     shorter = length(goal - x, norm) < length(x_adv - x, norm)
     way = (goal - x_adv) * column(shorter.to(x), x)
     best, good, good_gap = x_adv, torch.zeros_like(gap), gap
@@ -146,11 +142,3 @@ def _closer(oracle: Oracle, x: Tensor, y: Tensor, x_adv: Tensor, norm: float, bo
         good, good_gap = torch.where(wrong, at, good), torch.where(wrong, gap, good_gap)
         bad, bad_gap = torch.where(wrong, bad, at), torch.where(wrong, bad_gap, gap)
     return best
-
-
-def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    return (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None]))[:, 0]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))

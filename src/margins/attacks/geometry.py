@@ -21,6 +21,11 @@ def length(delta: Tensor, norm: float) -> Tensor:
     return torch.linalg.vector_norm(delta.flatten(1), norm, dim=1)
 
 
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) the inner product of each sample of a and b (B, ...)."""
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+
+
 def direction(gradient: Tensor, norm: float, floor: float = 0.0) -> Tensor:
     """The direction of steepest ascent of length 1: the sign for linf, gradient / max(length, floor) for l2.
 

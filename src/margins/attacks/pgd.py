@@ -13,14 +13,11 @@ import torch
 from torch import Tensor
 
 from margins import checks, losses
-from margins.attacks.found import Bounds, InBall, Oracle, attacking, misclassified
+from margins.attacks.found import SOLVED, Bounds, InBall, Oracle, attacking, misclassified, parts
 from margins.attacks.geometry import STARTS, clip, column, direction, into_both, length, random_start
 from margins.attacks.noise import Noise
 from margins.errors import MarginsError
 from margins.losses import Loss
-
-#: So few samples at a time stay in the caches of a CPU; and from this share of solved ones on the others close ranks.
-CHUNK, SOLVED = 334, 1 / 16
 
 _Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, y, logits at x) -> (B,)
 
@@ -157,7 +154,7 @@ def _attack(model, x, y, norm, eps, steps, step_size, start, loss, keep, floor, 
         noise = Noise(x, generator) if isinstance(start, str) and start != "none" else None
         x, x_adv, success = x.detach(), x.detach().clone(), wrong.clone()
         climb, exact = _best if keep == "best" else _last, not floor and bounds is not None
-        for rows in _parts((~wrong).nonzero()[:, 0]):
+        for rows in parts((~wrong).nonzero()[:, 0]):
             near = _Near(x[rows], y[rows], logits[rows], norm, eps, bounds, exact)
             if noise is not None:
                 here = random_start(start, near.x, norm, eps, bounds, noise.keep(rows))
@@ -188,11 +185,6 @@ def _check_start(start: str | Tensor, x, loss: str | Loss, bounds: Bounds) -> No
         raise MarginsError("start 'image' draws from the box, so it needs bounds")
     if start == "none" and loss == "kl":
         raise MarginsError("loss 'kl' has no gradient at x itself, so it needs another start than 'none'")
-
-
-def _parts(rows: Tensor) -> tuple[Tensor, ...]:
-    """Even pieces of at most CHUNK rows on a CPU; one piece elsewhere; none of nothing."""
-    return rows.chunk(-(-len(rows) // CHUNK) if rows.device.type == "cpu" else 1) if len(rows) else ()
 
 
 class _Near:

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from margins import checks, losses
-from margins.attacks.found import Bounds, InBall, Oracle, attacking
+from margins.attacks.found import Bounds, InBall, Oracle, attacking, parts
 from margins.attacks.geometry import clip, column, length
 from margins.attacks.noise import Noise
 
 #: After so many windows the share of the entries in a window halves (the paper's schedule for 10,000 queries).
 HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-#: The model is asked about so few samples at a time, which stay in the caches of a CPU; random numbers are drawn for so
-#: many queries at once.
-CHUNK, BLOCK = 250, 32
+#: Random numbers are drawn for so many queries at once.
+BLOCK = 32
 
 
 def square(
@@ -64,8 +63,8 @@ def _search(oracle: Oracle, x: Tensor, y: Tensor, ball: "_Ball", queries: int, p
     left, loss = torch.arange(len(x), device=x.device), best.new_full((len(x),), -math.inf)
     for query in range(queries if len(x) else 0):
         point = ball.move(best, share(p_init, query - 1)) if query else ball.start()
-        parts = point.reshape(-1, *x.shape[1:]).chunk(-(-len(point) // CHUNK))
-        value = losses.margin(torch.cat([oracle.logits(each) for each in parts]), y)
+        asked = torch.cat([oracle.logits(part) for part in parts(point.reshape(-1, *x.shape[1:]))])
+        value = losses.margin(asked, y)
         broken = ~(value < 0)  # also where it is nan
         better = (broken | (value > loss)).nonzero()[:, 0]
         best[better], loss[better] = point[better], value[better]
