@@ -15,7 +15,7 @@ from margins import paths
 from margins.errors import MarginsError
 
 CACHE = paths.CACHE / "bench"
-RECORDED = Path(__file__).parent / "results"
+RECORDED = paths.DATA / "benchmarks"
 
 
 def options(arguments=None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def options(arguments=None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few minutes: the short attacks, few samples, one model")
     parser.add_argument("--reference", type=Path, metavar="FOLDER", help="a checkout of the reference AutoAttack")
     parser.add_argument("--adversarial-library", type=Path, metavar="FOLDER", help="a checkout of adversarial-library")
-    parser.add_argument("--record", action="store_true", help="write to benchmarks/results; needs a clean checkout")
+    parser.add_argument("--record", action="store_true", help="write to data/benchmarks; needs a clean checkout")
     parser.add_argument("--show", action="store_true", help="print what is recorded, run nothing")
     given = parser.parse_args(arguments)
     given.attacks = given.attacks or [name for name, case in CASES.items() if not (given.quick and case.long)]

@@ -62,7 +62,7 @@ class Comparison:
         """The record of one case; `file` is what `subject.prepare` wrote."""
         settings = case.request(SUBJECTS[subject])
         model, x, y = load(subject, file)
-        runs, rows = {}, {}
+        runs, rows, loads = {}, {}, []
         for name in self.libraries:
             worker = self.worker(name)
             if worker is None:
@@ -86,13 +86,15 @@ class Comparison:
                     eps = settings["eps"] if case.kind == "budget" else None
                     judged = judge(model, x[:n], y[:n], found, norm=case.norm, eps=eps, box=settings["box"])
                 runs[name].append(report.Run(**timed, judged=judged))
+                loads.append(round(os.getloadavg()[0], 2))
         ours = [] if "margins" in rows else runs.get("margins", [])
         for name in runs.keys() - rows.keys():
             counted = report.row(case.kind, case.floor, runs[name], ours)
             versions = self.workers[name].versions
             rows[name] = {"samples": case.samples(name, len(x)), **counted, "versions": versions}
         asked = {"subject": subject, "case": as_record(case), "eps": settings["eps"], "samples": self.samples}
-        return {**asked, "reps": self.reps, "seed": self.seed, **provenance(), "libraries": rows}
+        run = {"reps": self.reps, "seed": self.seed, "load": max(loads, default=None)}
+        return {**asked, **run, **provenance(), "libraries": rows}
 
     def _ask(self, name: str, request: dict) -> tuple[dict, torch.Tensor] | str:
         """(what was timed, what was found), or why there is nothing."""
@@ -111,7 +113,7 @@ def commit() -> tuple[str | None, bool]:
 
     try:
         return git("rev-parse", "HEAD"), bool(
-            git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!data/results")
+            git("status", "--porcelain", "--", ".", ":!data/benchmarks", ":!data/results")
         )
     except (OSError, subprocess.CalledProcessError):
         return None, True
