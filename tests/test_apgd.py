@@ -253,7 +253,7 @@ def test_the_ascent_does_not_freeze_where_the_cross_entropy_underflows():
 @pytest.mark.parametrize(
     ("attack", "wrong", "message"),
     [
-        (apgd, {"loss": "hinge"}, "loss must be one of 'cross-entropy', 'dlr'"),
+        (apgd, {"loss": "hinge"}, "loss must be one of 'cross-entropy', 'margin', 'cw', 'dlr'"),
         (apgd, {"loss": lambda logits, y: logits.sum()}, "loss"),
         (apgd, {"loss": "dlr"}, "at least 3 classes"),
         (apgd, {"restarts": 0}, "restarts"),

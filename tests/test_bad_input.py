@@ -23,7 +23,7 @@ FUNCTIONS = {
     attacks.cw: {"eps": 0.1, "steps": 2, "step_size": 0.05},
     attacks.spsa: BUDGET | {"steps": 1, "samples": 4},
     attacks.deepfool: {"steps": 3},
-    attacks.ddn: {"steps": 3},
+    attacks.race: {"steps": 3},
     attacks.apgd: BUDGET | {"steps": 3},
     attacks.apgd_t: BUDGET | {"steps": 3},
     attacks.fab_t: {"norm": 2, "steps": 3},
@@ -182,7 +182,7 @@ def test_there_are_a_hundred_kinds_for_every_function_that_has_the_arguments():
     assert {argument for _, argument, _ in CASES} == {"x", "y", "model", *ARGUMENTS}
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(case=st.sampled_from(CASES), batch=st.integers(1, 6))
 def test_bad_input_is_refused_before_any_work(case, batch):
     function, argument, name = case
@@ -232,3 +232,50 @@ def test_a_model_in_training_mode_is_asked_in_evaluation_mode_and_left_as_it_was
         model = models.build("mlp", inputs=12, hidden=(8,), classes=5).train()  # bounds know the book's models
     function(model, x, y, **FUNCTIONS[function])
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+EACH = pytest.mark.parametrize("function", FUNCTIONS)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_short_floats_are_refused_with_the_remedy(function, dtype):
+    x, y = good()
+    model = Counted().to(dtype)
+    with pytest.raises(MarginsError, match=r"x must be float32 or float64, but is torch\.b?float16: call \.float\(\)"):
+        function(model, x.to(dtype), y, **FUNCTIONS[function])
+    assert model.asked == 0
+
+
+@EACH
+def test_logits_of_autocast_are_refused(function):
+    x, y = good()
+    with torch.autocast("cpu"), pytest.raises(MarginsError, match="logits must be float32 or float64.*leave autocast"):
+        function(Counted(), x, y, **FUNCTIONS[function])
+
+
+@EACH
+def test_without_gradients_nothing_is_said_to_be_robust(function):
+    x, y = good()
+    model = Counted()
+    with torch.inference_mode(), pytest.raises(MarginsError, match="inference_mode"):
+        function(model, x, y, **FUNCTIONS[function])
+    with torch.inference_mode():
+        x = x.clone()
+    with pytest.raises(MarginsError, match="inference_mode"):
+        function(model, x, y, **FUNCTIONS[function])
+    assert model.asked == 0
+
+
+@EACH
+def test_no_grad_makes_no_difference(function):
+    x, y = good()
+    model = Counted()
+    known = function(model, x, y, **FUNCTIONS[function])
+    with torch.no_grad():
+        again = function(model, x, y, **FUNCTIONS[function])
+    for name in ("x_adv", "lower", "worst"):
+        if hasattr(known, name):
+            assert torch.equal(getattr(known, name), getattr(again, name))
+    if isinstance(known, torch.Tensor):
+        assert torch.equal(known, again)

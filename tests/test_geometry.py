@@ -135,3 +135,9 @@ def test_random_starts_have_their_distributions(norm):
     plain = Noise(x).uniform(5).double()
     torch.testing.assert_close(image, into_ball(plain, x, norm, 0.3))
     assert (length(image - x, norm) > 0.2999).double().mean() > 0.9
+
+
+def test_a_floor_below_what_float32_can_square_does_not_bind():
+    gradient = torch.full((2, 16), 1e-25)
+    assert length(direction(gradient, 2, floor=1e-30), 2).tolist() == pytest.approx([1, 1])
+    assert length(direction(gradient, 2, floor=1e-23), 2).tolist() == pytest.approx([0.04, 0.04])

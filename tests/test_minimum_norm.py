@@ -10,10 +10,10 @@ from sklearn.datasets import make_moons
 from torch import nn
 
 from margins import models, planar, training
-from margins.attacks import ddn, deepfool
+from margins.attacks import race, deepfool
 
 BOXES = [None, (0.0, 1.0)]
-ATTACKS = {"ddn": ddn, "deepfool": partial(deepfool, overshoot=1e-6)}
+ATTACKS = {"race": race, "deepfool": partial(deepfool, overshoot=1e-6)}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -43,7 +43,7 @@ def test_in_the_plane_it_is_never_below_the_exact_distance_and_mostly_at_it(name
     found = ATTACKS[name](model, x, y, norm=2, bounds=None)
     ratio = (found.distance / exact)[found.success]
     assert (ratio >= 1 - 1e-9).all()
-    assert (ratio < 1 + 1e-4).double().mean() > {"ddn": 0.8, "deepfool": 0.3}[name]
+    assert (ratio < 1 + 1e-4).double().mean() > {"race": 0.8, "deepfool": 0.3}[name]
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -112,3 +112,11 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_others_may_read_what_was_written(tmp_path):
+    usual, path = tmp_path / "usual", tmp_path / "file"
+    usual.write_bytes(b"")
+    with atomic(path) as file:
+        file.write(b"new")
+    assert path.stat().st_mode == usual.stat().st_mode

@@ -53,7 +53,7 @@ ATTACKS = {
     "spsa": _attack("spsa.spsa", "norm", "eps", "steps", "delta", "lr", samples="probes"),
     "deepfool": _deepfool,
     "deepfool_free": _deepfool,
-    "nearest": _attack("ddn.ddn", "norm", "steps"),
+    "nearest": _attack("race.race", "norm", "steps"),
     "apgd": _attack("apgd.apgd", "norm", "eps", "steps"),
     "apgd_t": _attack("apgd.apgd_t", "norm", "eps", "steps", "targets"),
     "fab_t": _fab_t,

@@ -1,5 +1,7 @@
 """Margins: margin-based adversarial robustness, and the book that checks four papers about it."""
 
+from importlib import import_module
+
 from margins.errors import MarginsError
 
 __all__ = ["MarginsError", "evaluate", "page"]
@@ -15,4 +17,6 @@ def __getattr__(name: str) -> object:
         from margins.evaluation import evaluate
 
         return evaluate
+    if name in ("attacks", "datasets", "losses", "margin", "models"):  # so that `import margins` is enough
+        return import_module(f"margins.{name}")
     raise AttributeError(f"module 'margins' has no attribute {name!r}")

@@ -25,17 +25,37 @@ def tensor(name: str, value, ndim: int | None = None, length: int | None = None)
     return value
 
 
-def samples(x, inputs: int) -> Tensor:
-    """x (B, ...) as (B, inputs)."""
+def samples(x, inputs: int, dtype: torch.dtype) -> Tensor:
+    """x (B, ...) of that type as (B, inputs)."""
     if tensor("x", x).ndim < 2 or math.prod(x.shape[1:]) != inputs:
         raise MarginsError(f"x must have the shape (B, ...) with {inputs} numbers a sample, but has {tuple(x.shape)}")
+    if x.dtype != dtype:
+        raise MarginsError(f"x must be {dtype}, as the weights are, but is {x.dtype}")
     return x.flatten(1)
 
 
 def logits(value, batch: int) -> Tensor:
-    """`value` if it is finite, of shape (batch, K) and K >= 2: what a classifier's output must be."""
-    if tensor("logits", value).ndim != 2 or len(value) != batch or value.shape[1] < 2:
-        raise MarginsError(f"logits must have the shape ({batch}, K) with K >= 2, but have {tuple(value.shape)}")
+    """`value` if it is finite, float32 or float64, (batch, K) with K >= 2: what a classifier's output must be."""
+    if not isinstance(value, Tensor):
+        raise MarginsError(
+            f"logits must be a tensor, but the model returned a {type(value).__name__}: wrap it in a module that"
+            " returns its logits (B, K) alone"
+        )
+    if value.ndim != 2 or len(value) != batch or value.shape[1] < 2:
+        single = value.shape in ((batch,), (batch, 1))
+        advice = "; for two classes and one logit z let the model return those of both, (0, z)" if single else ""
+        raise MarginsError(
+            f"logits must have the shape ({batch}, K) with K >= 2, but have {tuple(value.shape)}{advice}"
+        )
+    return precise("logits", tensor("logits", value))
+
+
+def precise(name: str, value: Tensor) -> Tensor:
+    """`value` if it is float32 or float64: with fewer digits neither distances nor budgets mean what they say."""
+    if value.dtype not in (torch.float32, torch.float64):
+        raise MarginsError(
+            f"{name} must be float32 or float64, but is {value.dtype}: call .float() on model and x, and leave autocast"
+        )
     return value
 
 
@@ -76,9 +96,12 @@ def inside(x, bounds: tuple[float, float] | None) -> Tensor:
 
 
 def network(model, x: Tensor) -> nn.Module:
-    """`model` if it is a torch.nn.Module on x's device and of x's type."""
+    """`model` if it is a torch.nn.Module on x's device and of x's type, where gradients can be had."""
     if not isinstance(model, nn.Module):
         raise MarginsError(f"model must be a torch.nn.Module, but is a {type(model).__name__}")
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        raise MarginsError("gradients are needed, which torch.inference_mode() forbids, within it and for its tensors")
+    precise("x", x)
     for name, parameter in model.named_parameters():
         if parameter.device != x.device:
             raise MarginsError(f"model is on {parameter.device} ({name}), but x is on {x.device}")

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from margins.errors import MarginsError
@@ -11,12 +11,10 @@ from margins.errors import MarginsError
 @contextlib.contextmanager
 def atomic(path: Path):
     """A binary file that appears under `path` whole or not at all; a full disk is one clear error."""
-    part = None
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        part = Path(name)
-        with open(handle, "wb") as file:
+        with open(part, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -24,6 +22,5 @@ def atomic(path: Path):
     except OSError as error:
         raise MarginsError(f"{path} could not be written ({error}); nothing that was there has changed") from error
     finally:
-        if part is not None:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

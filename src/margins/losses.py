@@ -5,9 +5,12 @@ Larger means more wrong, so that an attack ascends. Nothing is reduced: only a t
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 from torch.nn import functional
+
+from margins.errors import MarginsError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -44,8 +47,10 @@ def cw(logits: Tensor, y: Tensor, kappa: float = 0.0) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """The difference of logits ratio (Croce and Hein 2020): -(f_y - max f_j) / (f_(1) - f_(3)), f sorted downwards.
 
-    Does not change when the logits are scaled. Needs K >= 3.
+    Does not change when the logits are scaled. Needs K >= 3, else MarginsError.
     """
+    if logits.shape[1] < 3:
+        raise MarginsError(f"loss 'dlr' needs at least 3 classes, but there are {logits.shape[1]}")
     top = logits.topk(3, 1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
@@ -64,6 +69,15 @@ def gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def kl(logits: Tensor, reference: Tensor) -> Tensor:
     """KL(p_reference || p) between the softmax of two rows of logits, (B,): what TRADES crafts with."""
     return functional.kl_div(logits.log_softmax(1), reference.log_softmax(1), reduction="none", log_target=True).sum(1)
+
+
+#: What attacks ascend by name: "cross-entropy" as its log-odds, which do not underflow; "cw" as in PGD evaluations.
+NAMED: dict[str, Loss] = {
+    "cross-entropy": log_odds,
+    "margin": margin,
+    "cw": partial(cw, kappa=50.0),
+    "dlr": dlr,
+}
 
 
 def _own(logits: Tensor, y: Tensor) -> Tensor:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from margins import checks, losses
-from margins.attacks.found import SOLVED, Bounds, InBall, Oracle, attacking, misclassified, parts
+from margins.attacks.found import SOLVED, Bounds, InBall, Oracle, attacking, misclassified, parts, rivals
 from margins.attacks.geometry import column, direction, into_both, length, random_start
 from margins.attacks.noise import Noise
-from margins.errors import MarginsError
 from margins.losses import Loss
 
 #: The weight of the new step against the momentum of the last one (the paper's alpha).
@@ -24,7 +23,6 @@ MOMENTUM = 0.75
 #: The share of steps between two checkpoints that must raise the loss, else the step is halved.
 RHO = 0.75
 
-_LOSSES = {"cross-entropy": losses.log_odds, "dlr": losses.dlr}
 _Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, y, target) -> (B,)
 
 
@@ -44,16 +42,15 @@ def apgd(
     """Auto-PGD in the ball of radius eps (norm 2 or math.inf, input units), each restart on what is left.
 
     x (B, ...) in `bounds`, y (B,) int64. loss: "cross-entropy" (as `losses.log_odds`, the same order and directions, so
-    that it does not freeze where the cross-entropy underflows), "dlr" (needs K >= 3), or (logits, y) -> (B,) to ascend.
-    Where it fails, x_adv is the point of the largest loss. Costs steps forwards and backwards and one forward for each
-    restart and sample until it is solved. Raises MarginsError for bad input.
+    that it does not freeze where the cross-entropy underflows), "margin", "cw" (kappa 50), "dlr" (K >= 3), or
+    (logits, y) -> (B,) to ascend. generator: of the starts; None is seed 0. Where it fails, x_adv is the point of the
+    largest loss. Costs steps forwards and backwards and one forward for each restart and sample until it is solved.
+    Raises MarginsError for bad input.
     """
-    ascend = loss if callable(loss) else _LOSSES[checks.choice("loss", loss, _LOSSES)]
+    ascend = loss if callable(loss) else losses.NAMED[checks.choice("loss", loss, losses.NAMED)]
     checks.whole("restarts", restarts, 1)
 
     def plan(logits: Tensor) -> tuple[Tensor, _Objective]:
-        if loss == "dlr" and logits.shape[1] < 3:
-            raise MarginsError(f"loss 'dlr' needs at least 3 classes, but the model has {logits.shape[1]}")
         checks.tensor("loss(logits, y)", ascend(logits, y).detach(), 1, len(y))
         return y[:, None].expand(-1, restarts), lambda logits, y, _: ascend(logits, y)
 
@@ -75,15 +72,13 @@ def apgd_t(
     """Auto-PGD towards one class after the other, on what is left, on the targeted difference of logits ratio.
 
     The targets are the `targets` classes (at most K - 1) of the largest logits at x but for y, largest first. With
-    fewer than 4 classes, where that ratio has no meaning, the loss is f_t - f_y. Else as `apgd`; costs steps forwards
-    and backwards and one forward for each target and sample until it is solved.
+    fewer than 4 classes, where that ratio has no meaning, the loss is f_t - f_y. Arguments, units and errors as in
+    `apgd`; costs steps forwards and backwards and one forward for each target and sample until it is solved.
     """
     checks.whole("targets", targets, 1)
 
     def plan(logits: Tensor) -> tuple[Tensor, _Objective]:
-        classes = logits.shape[1]
-        others = logits.scatter(1, y[:, None], -math.inf)
-        return others.topk(min(targets, classes - 1)).indices, _away if classes < 4 else losses.targeted_dlr
+        return rivals(logits, y, targets), _away if logits.shape[1] < 4 else losses.targeted_dlr
 
     return _rounds(model, x, y, norm, eps, steps, bounds, generator, plan)
 

@@ -51,9 +51,9 @@ def autoattack(
     """AutoAttack standard in the ball of radius eps (norm 2 or math.inf, input units): what it can't break is robust.
 
     x (B, ...) in `bounds`, y (B,) int64. The stages are "apgd-ce", "apgd-t", "fab-t" (`steps` steps each, the last two
-    for each of at most 9 target classes) and "square" (`queries` forwards). Costs for each sample that survives
-    19 x `steps` forwards and backwards, FAB's checks and `queries` forwards; less for one that is solved on the way.
-    Raises MarginsError for bad input.
+    for each of at most 9 target classes) and "square" (`queries` forwards). generator: None is seed 0. Costs for each
+    sample that survives 19 x `steps` forwards and backwards, FAB's checks and `queries` forwards; less for one that is
+    solved on the way. Raises MarginsError for bad input.
     """
     norm, eps, bounds = checks.norm(norm, (2, math.inf)), checks.number("eps", eps, 0), checks.box(bounds)
     checks.whole("steps", steps, 1)

@@ -23,6 +23,7 @@ from margins.attacks.found import (
     input_gradient,
     misclassified,
     parts,
+    rivals,
 )
 from margins.attacks.geometry import clip, column, dot, length
 from margins.attacks.halfspace import nearest_in_halfspace
@@ -73,8 +74,8 @@ def deepfool(
 ) -> Nearest:
     """A short perturbation that changes the class, by steps to the linearised model's nearest boundary (AMM, Eqs. 2-4).
 
-    x (B, ...), y (B,) int64; norm 2 or math.inf; at most `steps` steps. The overshoot is part of the result: on a
-    linear model without a box the distance is 1 + overshoot times the exact one.
+    x (B, ...), y (B,) int64; norm 2 or math.inf; distances in input units; at most `steps` steps. The overshoot is part
+    of the result: on a linear model without a box the distance is 1 + overshoot times the exact one.
 
     reference: what happens to a sample that is misclassified at x.
         "label"       nothing, as in every attack: x_adv is x, at distance 0;
@@ -105,8 +106,7 @@ def deepfool(
     with attacking(model, x, y, bounds) as (oracle, logits, wrong):
         x = x.detach()
         leave = logits.argmax(1) if reference == "prediction" else y
-        order = logits.scatter(1, leave[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
-        order = order[:, : min(candidates or oracle.classes, oracle.classes - 1)]
+        order = rivals(logits, leave, candidates or oracle.classes)
         first = torch.ones_like(wrong) if reference == "prediction" else ~wrong
         walks = [_walk(oracle, x, part, leave, order, rules) for part in parts(first.nonzero()[:, 0])]
         if reference == "correction":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from margins import checks, losses
-from margins.attacks.found import Bounds, Nearest, Oracle, attacking, misclassified, parts
+from margins.attacks.found import Bounds, Nearest, Oracle, attacking, misclassified, parts, rivals
 from margins.attacks.geometry import clip, column, dot, length
 from margins.attacks.halfspace import nearest_in_halfspace
 
@@ -34,7 +34,7 @@ def fab_t(
     bounds: Bounds = (0.0, 1.0),
     generator: torch.Generator | None = None,
 ) -> Nearest:
-    """The misclassified point nearest to x (B, ...) that FAB meets, in norm 2 or math.inf.
+    """The misclassified point nearest to x (B, ...) that FAB meets, in norm 2 or math.inf and input units.
 
     steps: for each target class. targets: so many classes, or K - 1 where there are fewer, are tried: first the one
     with the largest logit at x. eps: where given, a sample found within eps leaves at once, as AutoAttack has it; for
@@ -56,7 +56,7 @@ def fab_t(
     checks.generator(generator)
     with attacking(model, x, y, bounds) as (oracle, logits, wrong):
         x = x.detach()
-        order = logits.scatter(1, y[:, None], -math.inf).argsort(1, descending=True)[:, :-1][:, :targets]
+        order = rivals(logits, y, targets)
         x_adv, distance = x.clone(), torch.where(wrong, 0, math.inf).to(x)
         for target in order.T:
             for part in parts((distance > within).nonzero()[:, 0]):

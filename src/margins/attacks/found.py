@@ -33,7 +33,7 @@ class Calls:
 class Found:
     """What an attack found.
 
-    x_adv: like x; x itself where the attack failed or x was misclassified already.
+    x_adv: like x; x itself where x was misclassified already. Where the attack failed see InBall, Nearest.
     success: (B,) bool, whether x_adv is misclassified; true for a sample that was from the start.
     distance: (B,) the length of x_adv - x in `norm`; of a minimum-norm attack infinite where it failed.
     calls: forward and backward passes, counted in samples.
@@ -55,7 +55,10 @@ class InBall(Found):
 
 @dataclass(frozen=True, eq=False)
 class Nearest(Found):
-    """Of a minimum-norm attack: the nearest adversarial example that it met, distance an upper bound of the margin."""
+    """Of a minimum-norm attack: the nearest misclassified point that it met, x where it met none.
+
+    Its distance is an upper bound of the margin.
+    """
 
 
 class Oracle:
@@ -108,6 +111,12 @@ def attacking(model: nn.Module, x: Tensor, y: Tensor, bounds: Bounds) -> Iterato
         oracle = Oracle(model, logits.shape[1])
         oracle.calls += Calls(forward=len(x))
         yield oracle, logits, misclassified(logits, y)
+
+
+def rivals(logits: Tensor, y: Tensor, most: int) -> Tensor:
+    """(B, at most `most`) the other classes than y, those of the largest logits (B, K) first."""
+    order = logits.scatter(1, y[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
+    return order[:, : min(most, logits.shape[1] - 1)]
 
 
 def parts(rows: Tensor) -> tuple[Tensor, ...]:

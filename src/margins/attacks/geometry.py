@@ -29,18 +29,18 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def direction(gradient: Tensor, norm: float, floor: float = 0.0) -> Tensor:
     """The direction of steepest ascent of length 1: the sign for linf, gradient / max(length, floor) for l2.
 
-    Zero where the gradient is zero. With floor 0 one whose square underflows or overflows still has length 1.
+    Zero where the gradient is zero. Also one whose square underflows or overflows has its length.
     """
     if norm == math.inf:
         return gradient.sign()
-    size = length(gradient, 2)
-    if floor:
-        return gradient / column(size.clamp(min=floor), gradient)
-    odd = (size < torch.finfo(size.dtype).tiny ** 0.5 * 1e3) | size.isinf()
-    if odd.any():
-        largest = gradient.flatten(1).abs().amax(1).clamp(min=torch.finfo(size.dtype).tiny)
-        gradient = gradient / column(torch.where(odd, largest, 1.0), gradient)
+    size, tiny = length(gradient, 2), torch.finfo(gradient.dtype).tiny
+    scale, least = torch.ones_like(size), 1e3 * tiny**0.5
+    odd = (size < least) | size.isinf()
+    if floor < least and odd.any():
+        scale = torch.where(odd, gradient.flatten(1).abs().amax(1).clamp(min=tiny), scale)
+        gradient = gradient / column(scale, gradient)
         size = length(gradient, 2)
+    size = torch.maximum(size, floor / scale)
     return gradient / column(torch.where(size > 0, size, 1.0), gradient)
 
 

@@ -34,7 +34,8 @@ def fgsm(
 ) -> InBall:
     """One step of length eps from x along the gradient's direction (its sign for linf), then into the box.
 
-    Arguments as `pgd`. Costs 2 forwards and 1 forward with its backward a sample that is not misclassified already.
+    Arguments, units and errors as in `pgd`. Costs 2 forwards and 1 forward with its backward a sample that is not
+    misclassified already.
     """
     return _attack(model, x, y, norm, eps, 1, eps, "none", loss, "last", 0.0, bounds, None)
 
@@ -69,6 +70,7 @@ def pgd(
     "last" is the last iterate whatever it is, as published protocols have it. Where x is misclassified it is x.
     floor: above 0 (l2 only) gradients are divided by max(length, floor) and "cross-entropy" and "kl" are computed
     literally: confident samples then hardly leave their start. Some published numbers come from it (floor 1e-6).
+    generator: of random starts; None is seed 0 in every call, so for restarts pass one generator to all of them.
 
     Costs 1 forward at x, and, where that is right, `steps` forwards with backwards and 1 last forward; with keep "best"
     for a sample until it is solved, or soon after. Raises MarginsError for bad input.
@@ -91,9 +93,10 @@ def cw(
     bounds: Bounds = (0.0, 1.0),
     generator: torch.Generator | None = None,
 ) -> InBall:
-    """What evaluations of adversarial training call "CW": linf PGD on `losses.cw` with that kappa. Arguments as `pgd`.
+    """What evaluations of adversarial training call "CW": linf PGD on `losses.cw` with that kappa.
 
-    Not the minimum-norm attack of Carlini and Wagner (2017), whose loss it borrows.
+    Not the minimum-norm attack of Carlini and Wagner (2017), whose loss it borrows. Arguments, units, cost and errors
+    as in `pgd`.
     """
     checks.number("kappa", kappa, 0)
     loss = partial(losses.cw, kappa=kappa)
@@ -124,13 +127,7 @@ def _plain(loss: Loss) -> _Objective:
     return lambda logits, y, clean: loss(logits, y)
 
 
-_LOSSES = {
-    "cross-entropy": _plain(losses.log_odds),
-    "kl": _kl,
-    "margin": _plain(losses.margin),
-    "cw": _plain(partial(losses.cw, kappa=50.0)),
-    "dlr": _plain(losses.dlr),
-}
+_LOSSES = {name: _plain(loss) for name, loss in losses.NAMED.items()} | {"kl": _kl}
 _LITERAL = _LOSSES | {
     "cross-entropy": _plain(losses.cross_entropy),
     "kl": lambda logits, y, clean: losses.kl(logits, clean),
@@ -148,8 +145,6 @@ def _attack(model, x, y, norm, eps, steps, step_size, start, loss, keep, floor, 
     objective = _objective(loss, floor)
     _check_start(start, x, loss, bounds)
     with attacking(model, x, y, bounds) as (oracle, logits, wrong):
-        if loss == "dlr" and logits.shape[1] < 3:
-            raise MarginsError(f"loss 'dlr' needs at least 3 classes, but the model has {logits.shape[1]}")
         checks.tensor("loss(logits, y)", objective(logits, y, logits).detach(), 1, len(y))
         noise = Noise(x, generator) if isinstance(start, str) and start != "none" else None
         x, x_adv, success = x.detach(), x.detach().clone(), wrong.clone()

@@ -41,7 +41,7 @@ def spsa(
     `samples` vectors v of random signs, L the margin loss, makes an Adam step of rate lr, and goes back into ball and
     box. For l2, Adam's second moment is the mean over the sample's entries, since one for each entry would turn the
     step towards the signs. The probes may leave ball and box by delta; what is returned does not. x_adv is the first
-    misclassified iterate, else the last.
+    misclassified iterate, else the last. generator: of the probes; None is seed 0.
 
     No backwards; 1 forward at x and steps x (2 samples + 1) forwards for each sample until it is solved. Raises
     MarginsError for bad input.

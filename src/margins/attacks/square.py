@@ -36,9 +36,9 @@ def square(
 
     x is (B, C, H, W); of any other shape, its entries count as one row, and windows are pieces of that row. p_init: the
     share of the entries in the first windows, halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 windows
-    whatever `queries` is, as in AutoAttack. Each sample has windows of its own, anywhere in the image, drawn from the
-    generator. (In the published code one window serves the batch, and never touches the last row and column.) Where a
-    sample was not broken, x_adv is the point of the largest margin loss.
+    whatever `queries` is, as in AutoAttack. eps is in input units. Each sample has windows of its own, anywhere in the
+    image, drawn from the generator. (In the published code one window serves the batch, and never touches the last row
+    and column.) Where a sample was not broken, x_adv is the point of the largest margin loss.
 
     Costs 1 forward, and `queries` forwards for each sample until it is broken; no backwards. Raises MarginsError for
     bad input.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from margins import checks
-from margins.attacks.ddn import ddn
+from margins.attacks.race import race
 from margins.attacks.deepfool import deepfool
 from margins.attacks.found import Bounds, Calls, attacking
 from margins.errors import MarginsError
@@ -40,7 +40,7 @@ def bracket(
 ) -> Bracket:
     """The signed distance to the decision boundary (AMR, Eq. 6), from both sides, in l2 or linf.
 
-    x (B, ...) in the box, y (B,) int64. Below: `certified_radius`. Above: the nearer one of what `ddn`, with so many
+    x (B, ...) in the box, y (B,) int64. Below: `certified_radius`. Above: the nearer one of what `race`, with so many
     steps, and `deepfool` find for the predicted class. Cost: theirs; the certified radius is the larger part by far.
     Raises MarginsError as they do, and where an attack reaches below a certified radius by more than rounding: the
     model is then not the function that its layers say (random or stateful, say).
@@ -51,7 +51,7 @@ def bracket(
         prediction = logits.argmax(1)
     radius = certified_radius(model, x, norm=norm, bounds=bounds)
     attacks = [
-        ddn(model, x, prediction, norm=norm, steps=steps, bounds=bounds, generator=generator),
+        race(model, x, prediction, norm=norm, steps=steps, bounds=bounds, generator=generator),
         deepfool(model, x, prediction, norm=norm, bounds=bounds),
     ]
     nearest = torch.stack([found.distance for found in attacks]).amin(0).double()

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from margins import checks
+from margins import checks, losses
 from margins.errors import MarginsError
 from margins.models import frozen
 
@@ -19,7 +19,7 @@ def linear_margin(weight: Tensor, bias: Tensor | None, x: Tensor, y: Tensor, nor
     """
     dual = dual_norm(norm)
     checks.tensor("weight", weight, 2)
-    x = checks.samples(x, weight.shape[1])
+    x = checks.samples(x, weight.shape[1], weight.dtype)
     bias = weight.new_zeros(len(weight)) if bias is None else checks.tensor("bias", bias, 1, len(weight))
     checks.labels(y, len(x), len(weight))
     logits = x @ weight.T + bias
@@ -37,7 +37,7 @@ def binary_margin(weight: Tensor, bias: float | Tensor, x: Tensor, y: Tensor, no
     dual = dual_norm(norm)
     checks.tensor("weight", weight, 1)
     bias = checks.tensor("bias", torch.as_tensor(bias, dtype=weight.dtype, device=weight.device), 0)
-    x = checks.samples(x, len(weight))
+    x = checks.samples(x, len(weight), weight.dtype)
     checks.labels(y, len(x), 2)
     gap = (x @ weight + bias) * (2 * y - 1)
     return ratio(gap, torch.linalg.vector_norm(weight, dual))
@@ -70,8 +70,7 @@ def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
     """
     checks.logits(logits, len(logits))
     checks.labels(y, len(logits), logits.shape[1])
-    label = y[:, None]
-    return logits.gather(1, label)[:, 0] - logits.scatter(1, label, -math.inf).amax(1)
+    return -losses.margin(logits, y)
 
 
 def ratio(gap: Tensor, length: Tensor) -> Tensor:

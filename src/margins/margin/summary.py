@@ -21,7 +21,10 @@ class Rate(NamedTuple):
 
 
 def rate(right: Tensor) -> Rate:
-    """The share of a bool tensor (N,) that is true."""
+    """The share of a bool tensor (N,) that is true. Raises MarginsError for anything else."""
+    if not isinstance(right, Tensor) or right.dtype != torch.bool or right.ndim != 1:
+        given = f"{right.dtype} of shape {tuple(right.shape)}" if isinstance(right, Tensor) else type(right).__name__
+        raise MarginsError(f"right must be a bool tensor of shape (N,), but is {given}")
     n, hits = len(right), int(right.sum())
     if not n:
         return Rate(math.nan, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""The book's strong minimum-norm attack: how near the nearest misclassified point is, from above.
+"""Race, the book's own strong minimum-norm attack: how near the nearest misclassified point is, from above.
 
 Of the family of DDN (Rony et al. 2019) and FMN (Pintor et al. 2021): direction and norm are decoupled, and every
 gradient serves both. At an iterate z near the boundary, with the gap g = f_y - f_t to a class t and its gradient w:
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from margins import checks, losses
-from margins.attacks.found import Bounds, Calls, Nearest, Oracle, attacking, finite, input_gradient, parts
+from margins.attacks.found import Bounds, Calls, Nearest, Oracle, attacking, finite, input_gradient, parts, rivals
 from margins.attacks.geometry import clip, column, direction, dot, length
 from margins.attacks.noise import Noise
 
@@ -34,7 +34,7 @@ OVERSHOOT, LEAST, MOST, MORE, LESS = 0.1, 1e-5, 0.5, 1.5, 0.5
 NEWTON = 2
 
 
-def ddn(
+def race(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -47,9 +47,10 @@ def ddn(
 ) -> Nearest:
     """The nearest misclassified point that is found; its distance is an upper bound of the margin.
 
-    x (B, ...), y (B,) int64; norm 2 or math.inf; steps: gradients, one forward and one backward each; targets: how many
-    classes are raced for, at most, those with the largest logits at x. A point counts as misclassified only if rounding
-    cannot undo it. On a linear model the distance is exact but for the least overshoot, in a box too.
+    x (B, ...) in `bounds`, y (B,) int64; norm 2 or math.inf; distances in input units; steps: gradients, one forward
+    and one backward each; targets: how many classes are raced for, at most, those with the largest logits at x. A point
+    counts as misclassified only if rounding cannot undo it. On a linear model the distance is exact but for the least
+    overshoot, in a box too.
 
     Random numbers (generator) are used where a sample has fewer than 4 classes to race for, in further starts, and
     where no gradient led to another class, as where gradients vanish: points around x, farther and farther, are tried
@@ -61,12 +62,11 @@ def ddn(
     checks.generator(generator)
     with attacking(model, x, y, bounds) as (oracle, logits, wrong):
         x, noise = x.detach(), Noise(x, generator)
-        order = logits.scatter(1, y[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
-        order = order[:, : min(targets, oracle.classes - 1)]
+        order = rivals(logits, y, targets)
         x_adv, success = x.clone(), wrong.clone()
         for part in parts((~wrong).nonzero()[:, 0]):
             best = _Best(oracle, x[part], y[part], norm, bounds)
-            _race(best, order[part], steps, noise.keep(part))
+            _chase(best, order[part], steps, noise.keep(part))
             x_adv[part], success[part] = best.point, best.distance < math.inf
     distance = torch.where(success, length(x_adv - x, norm), math.inf)
     return Nearest(x_adv, success, distance, oracle.calls, norm)
@@ -140,7 +140,7 @@ class _Chase:
         self.point = clip(point, best.bounds)
 
 
-def _race(best: _Best, order: Tensor, steps: int, noise: Noise) -> None:
+def _chase(best: _Best, order: Tensor, steps: int, noise: Noise) -> None:
     """Chase the classes order (n, C): the nearest few at first, the nearest of those further, the nearest to the end.
 
     Where there are fewer classes than runners at first, the others start from random points.

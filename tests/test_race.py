@@ -11,8 +11,8 @@ from test_deepfool_promises import Fails
 from torch import nn
 
 from margins import datasets, models, planar, training
-from margins.attacks import ddn as exported
-from margins.attacks.ddn import ddn
+from margins.attacks import race as exported
+from margins.attacks.race import race
 from margins.attacks.deepfool import deepfool
 from margins.attacks.fab import fab_t
 from margins.errors import MarginsError
@@ -26,7 +26,7 @@ from margins.errors import MarginsError
 def test_linear_models_give_the_exact_distance_in_a_box_too(norm, bounds, classes):
     model, x, y = linear(classes, classes=classes)
     exact = nearest(model, x, y, norm, bounds)
-    found = ddn(model, x, y, norm=norm, bounds=bounds, targets=20)
+    found = race(model, x, y, norm=norm, bounds=bounds, targets=20)
     reachable = exact.isfinite()
     assert torch.equal(found.success, reachable)
     assert torch.allclose(found.distance[reachable], exact[reachable], rtol=2e-5)
@@ -42,7 +42,7 @@ def test_linear_models_give_the_exact_distance_in_a_box_too(norm, bounds, classe
 def test_float32_gives_the_distance_to_its_rounding(norm):
     model, x, y = linear(3, inputs=40)
     exact = nearest(model, x, y, norm)
-    found = ddn(model.float(), x.float(), y, norm=norm)
+    found = race(model.float(), x.float(), y, norm=norm)
     far = exact.isfinite() & (exact > 1e-3)
     assert far.sum() > 40
     assert torch.allclose(found.distance[far].double(), exact[far], rtol=1e-3)
@@ -54,7 +54,7 @@ def test_small_networks_give_the_exact_distance_of_the_plane():
         model, x, _ = network(seed, inputs=2, classes=3, batch=60)
         y = model(x).argmax(1)
         exact = planar.planar_margin(model, x, y, (-19.0, 20.0, -19.0, 20.0))
-        found = ddn(model, x, y, bounds=None)
+        found = race(model, x, y, bounds=None)
         assert found.success.all()
         assert (found.distance >= exact * (1 - 1e-9)).all()
         met, samples = met + (found.distance <= exact * (1 + 1e-4)).sum().item(), samples + len(x)
@@ -67,7 +67,7 @@ def test_small_networks_give_the_exact_distance_of_the_plane():
 @BOTH
 def test_it_is_stronger_than_deepfool_and_no_weaker_than_fab_with_every_class(norm):
     model, x, y = network(batch=60, inputs=20, classes=8)
-    found = ddn(model, x, y, norm=norm)
+    found = race(model, x, y, norm=norm)
     wrong = found.distance == 0
     assert found.success.all()
     others = deepfool(model, x, y, norm=norm, bounds=BOX), fab_t(model, x, y, norm=norm, targets=7)
@@ -81,23 +81,23 @@ def test_it_is_stronger_than_deepfool_and_no_weaker_than_fab_with_every_class(no
 
 def test_more_steps_find_nearer_points_and_few_do_find_some():
     model, x, y = network(batch=60, inputs=20, classes=8)
-    means = [ddn(model, x, y, steps=steps).distance.mean().item() for steps in (8, 20, 100)]
+    means = [race(model, x, y, steps=steps).distance.mean().item() for steps in (8, 20, 100)]
     assert means[0] > means[1] > means[2]
     assert means[0] < 1.2 * means[2]
-    assert ddn(model, x, y, steps=1).success.all()
+    assert race(model, x, y, steps=1).success.all()
 
 
 def test_a_confident_network_is_no_harder():
     model, x, y = network()
-    plain = ddn(model, x, y)
+    plain = race(model, x, y)
     with torch.no_grad():
         model.head.weight *= 1e5  # cross-entropy and its gradient are exactly 0 there
         model.head.bias *= 1e5
-    assert torch.allclose(ddn(model, x, y).distance, plain.distance, rtol=1e-6)
+    assert torch.allclose(race(model, x, y).distance, plain.distance, rtol=1e-6)
     with torch.no_grad():
         model.head.weight *= 1e-30
         model.head.bias *= 1e-30
-    assert torch.allclose(ddn(model, x, y).distance, plain.distance, rtol=1e-6)
+    assert torch.allclose(race(model, x, y).distance, plain.distance, rtol=1e-6)
 
 
 @needs("mnist")
@@ -107,7 +107,7 @@ def test_on_real_images_it_beats_deepfool_within_the_box(norm):
     model = models.build("mlp", inputs=784, hidden=(64,), classes=10, generator=torch.Generator().manual_seed(0))
     training.fit(model, train.x[:5000], train.y[:5000], epochs=3)
     x, y = test.x[:60], test.y[:60]
-    found, other = ddn(model, x, y, norm=norm), deepfool(model, x, y, norm=norm, bounds=BOX)
+    found, other = race(model, x, y, norm=norm), deepfool(model, x, y, norm=norm, bounds=BOX)
     assert found.success.all()
     assert found.distance.mean() < 0.98 * other.distance.mean()
     assert (found.distance <= other.distance * 1.001).all()
@@ -131,12 +131,12 @@ class Steps(nn.Module):
 @BOTH
 def test_where_gradients_vanish_something_is_found_all_the_same(norm):
     model, x, y = network()
-    found = ddn(Steps(model), x, y, norm=norm)
+    found = race(Steps(model), x, y, norm=norm)
     assert found.success.all()
     assert torch.equal(Steps(model)(found.x_adv).argmax(1) == y, torch.zeros(40, dtype=torch.bool))
-    assert found.distance.median() < 5 * ddn(model, x, y, norm=norm).distance.median()
+    assert found.distance.median() < 5 * race(model, x, y, norm=norm).distance.median()
     assert found.calls.forward < 40 * 150
-    other = ddn(Steps(model), x, y, norm=norm, generator=torch.Generator().manual_seed(5))
+    other = race(Steps(model), x, y, norm=norm, generator=torch.Generator().manual_seed(5))
     assert not torch.equal(other.x_adv, found.x_adv)
 
 
@@ -150,7 +150,7 @@ class Flat(nn.Module):
 
 def test_a_flat_start_is_left_and_gradients_take_over():
     x = torch.full((6, 5), 0.2, dtype=torch.float64) + torch.arange(6)[:, None] / 100
-    found = ddn(Flat(), x, torch.zeros(6, dtype=torch.int64))
+    found = race(Flat(), x, torch.zeros(6, dtype=torch.int64))
     assert found.success.all()
     assert (found.distance < 0.45).all()  # 0.4 is near the optimum; a random direction would be farther
 
@@ -166,7 +166,7 @@ class Broken(nn.Module):
 
 def test_gradients_that_are_not_finite_do_no_harm():
     x = torch.rand(8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 3
-    found = ddn(Broken(), x, torch.zeros(8, dtype=torch.int64))
+    found = race(Broken(), x, torch.zeros(8, dtype=torch.int64))
     assert found.x_adv.isfinite().all()
 
 
@@ -177,7 +177,7 @@ def test_where_nothing_is_misclassified_it_fails():
         model.head.bias.copy_(torch.tensor([1.0, 0, 0]))
     x = torch.rand(4, 3, dtype=torch.float64)
     for bounds in (None, BOX):
-        found = ddn(model, x, torch.tensor([0, 0, 1, 0]), bounds=bounds)
+        found = race(model, x, torch.tensor([0, 0, 1, 0]), bounds=bounds)
         assert found.success.tolist() == [False, False, True, False]
         assert found.distance.tolist() == [math.inf, math.inf, 0, math.inf]
         assert torch.equal(found.x_adv, x)
@@ -190,7 +190,7 @@ def test_where_nothing_is_misclassified_it_fails():
 @pytest.mark.parametrize("classes", [3, 8])
 def test_samples_do_not_see_each_other_and_a_generator_decides(norm, classes):
     model, x, y = network(batch=300, classes=classes)
-    run = lambda x, y: ddn(model, x, y, norm=norm, steps=30, generator=torch.Generator().manual_seed(3))  # noqa: E731
+    run = lambda x, y: race(model, x, y, norm=norm, steps=30, generator=torch.Generator().manual_seed(3))  # noqa: E731
     whole = run(x, y)
     assert torch.equal(whole.x_adv, run(x, y).x_adv)
     for part in torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).split(70):
@@ -217,10 +217,10 @@ def test_shapes_types_and_counts(norm):
     assert torch.equal(found.x_adv.flatten(1)[wrong], x[wrong])
     assert not found.distance[wrong].any()
     for steps in (10, 50, 100):  # a forward and a backward a step, the ranking of 9 classes and two looks among them
-        calls = ddn(model, x, y, norm=norm, steps=steps).calls
+        calls = race(model, x, y, norm=norm, steps=steps).calls
         assert calls.forward + calls.backward <= 2 * 35 * steps + 5
         assert calls.forward + calls.backward >= 2 * 35 * (steps - 1)
-    empty = ddn(model, x[:0], y[:0])
+    empty = race(model, x[:0], y[:0])
     assert (empty.x_adv.shape, empty.distance.shape) == ((0, 10), (0,))
 
 
@@ -232,10 +232,10 @@ def test_the_model_is_as_it_was(at):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state, y = torch.get_rng_state(), torch.zeros(20, dtype=torch.int64)
     if at is None:
-        ddn(model, x, y)
+        race(model, x, y)
     else:
         with pytest.raises(RuntimeError, match="planted"):
-            ddn(model, x, y)
+            race(model, x, y)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert [p.requires_grad for p in model.parameters()] == [False, True, True, True, True, True]
@@ -257,5 +257,5 @@ def test_the_model_is_as_it_was(at):
 def test_bad_arguments_are_named_before_any_work(given, words):
     model = Fails(1)
     with pytest.raises(MarginsError, match=words):
-        ddn(model, torch.rand(3, 4), torch.tensor([0, 1, 2]), **given)
+        race(model, torch.rand(3, 4), torch.tensor([0, 1, 2]), **given)
     assert model.asked == 0
