@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from margins import losses, models
+from margins.attacks import deepfool
 from margins.attacks.found import Calls, attacking, finite, input_gradient, misclassified
 from margins.errors import MarginsError
 
@@ -106,3 +107,24 @@ def test_the_model_is_thawed_after_an_exception_in_the_block():
 def test_what_does_not_fit_together_is_refused(change, message):
     with pytest.raises(MarginsError, match=message), attacking(*change(*small())):
         pytest.fail("entered")
+
+
+def test_a_model_that_changes_its_input_is_refused_and_x_stays():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.sub_(0.5).flatten(1)
+
+    x = torch.rand(3, 4)
+    before = x.clone()
+    with pytest.raises(MarginsError, match="model must leave its input as it is"):
+        deepfool(InPlace(), x, torch.zeros(3, dtype=torch.int64))
+    assert torch.equal(x, before)
+
+
+def test_logits_of_another_type_than_x_are_refused():
+    class Double(nn.Module):
+        def forward(self, x):
+            return x.double()
+
+    with pytest.raises(MarginsError, match=r"logits must be torch.float32, as x is, but the model returns"):
+        deepfool(Double(), torch.rand(3, 4), torch.zeros(3, dtype=torch.int64))

@@ -291,38 +291,6 @@ def test_logit_margin_by_hand_and_its_gradient():
     assert logits.grad.tolist() == [[1, 0, -1], [-1, 1, 0]]
 
 
-def test_minimum_and_average_are_those_of_amr():
-    margins = torch.tensor([0.5, -2.0, 1.5])
-    assert margin.minimum(margins) == -2
-    assert margin.average(margins) == pytest.approx(4 / 3)  # of absolute values: wrong samples count as distances
-
-
-def test_accuracy_follows_from_distances_at_any_eps():
-    margins = torch.tensor([0.5, -2.0, 1.5, math.inf, 0.0])
-    shares = [margin.accuracy_at(margins, eps).estimate for eps in (0, 0.4, 0.5, 1, 1.5, 99)]
-    assert shares == pytest.approx([0.6, 0.6, 0.4, 0.4, 0.2, 0.2])
-    assert margin.accuracy_at(margins, 0.4) == margin.rate(torch.tensor([True, True, True, False, False]))
-
-
-@pytest.mark.parametrize(("right", "count"), [(0, 10), (10, 10), (37, 200), (999, 1000), (1, 1)])
-def test_the_interval_is_where_the_score_test_does_not_reject(right, count):
-    estimate, low, high = margin.rate(torch.arange(count) < right)
-    assert estimate == right / count
-    for end, inner in ((low, 0), (high, 1)):
-        if 0 < end < 1:
-            assert abs(estimate - end) / math.sqrt(end * (1 - end) / count) == pytest.approx(1.959964, rel=1e-6)
-        else:
-            assert end == estimate == inner
-    assert 0 <= low <= estimate <= high <= 1
-    assert high - low > 0
-
-
-def test_the_rate_of_nothing_is_unknown():
-    estimate, low, high = margin.rate(torch.zeros(0, dtype=torch.bool))
-    assert math.isnan(estimate)
-    assert (low, high) == (0, 1)
-
-
 W, X, Y = torch.eye(3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
 
 
@@ -333,6 +301,7 @@ W, X, Y = torch.eye(3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
         (lambda: margin.linear_margin(W, torch.zeros(2), X, Y), r"bias must have the shape \(3,\), but .* \(2,\)"),
         (lambda: margin.linear_margin(W, None, X[:, :2], Y), r"x must .* 3 numbers a sample, but has \(2, 2\)"),
         (lambda: margin.linear_margin(W, None, X / 0, Y), "x must be finite"),
+        (lambda: margin.linear_margin(W, None, X.double(), Y), "x must be torch.float32, as the weights are"),
         (lambda: margin.linear_margin(W[:1], None, X, Y), "at least 2 classes, but there is 1"),
         (lambda: margin.linear_margin(W, None, X, Y + 3), r"y must lie in 0..2, but goes from 3 to 3"),
         (lambda: margin.linear_margin(W, None, X, Y[:1]), r"y must be int64 of shape \(2,\), but .* \(1,\)"),
@@ -348,11 +317,7 @@ W, X, Y = torch.eye(3), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
         (lambda: margin.feature_margin(nn.Linear(3, 2), X, Y), "must have features"),
         (lambda: margin.deepfool_margin(Linear(3, 2), X, Y, norm=1), "norm must be one of 2, inf, but is 1"),
         (lambda: margin.deepfool_margin(Linear(3, 2), X - 1, Y, bounds=(0, 1)), "x must lie in the box"),
-        (lambda: margin.accuracy_at(W[0], -0.1), "eps must be a finite number of at least 0, but is -0.1"),
-        (lambda: margin.accuracy_at(W[0] * math.nan, 0.1), "no nan"),
         (lambda: margin.logit_margin(X * math.nan, Y), "logits must be finite"),
-        (lambda: margin.minimum(X), "margins must be a tensor of shape"),
-        (lambda: margin.average(X[0, :0]), "B >= 1"),
     ],
 )
 def test_bad_input_is_named(call, words):

@@ -117,7 +117,8 @@ def made_up(tmp_path):
             far = places[::-1] + 1.5 + (distance or {}).get(network, 0.0)
             kind = asked.config["attack"]
             if kind == "none":
-                arrays = {"correct": places < 0.99, "gap": far, "feature margin": far, "gradient": far, "gradient at the start": far}
+                names = ("gap", "feature margin", "gradient", "gradient at the start")
+                arrays = {"correct": places < 0.99} | dict.fromkeys(names, far)
                 metrics = {f"norm of {layer}": 1.1 if network == "LCR" else 1.4 for layer in ("conv1", "fc1")}
             elif kind in ("race", "deepfool"):
                 arrays, metrics = {"correct": np.ones(400, bool), "distance": far}, {}

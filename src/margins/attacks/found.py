@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from margins import checks
+from margins.errors import MarginsError
 from margins.losses import Loss
 from margins.models import frozen
 
@@ -100,13 +101,19 @@ def attacking(model: nn.Module, x: Tensor, y: Tensor, bounds: Bounds) -> Iterato
     """Check what every attack is given, and yield (oracle, logits at x, wrong at x): B forwards.
 
     The model is frozen within the block and as it was after it, whatever happens. Raises MarginsError where model, x
-    and y don't fit together, x leaves the box, or the output is not finite logits (B, K).
+    and y don't fit together, x leaves the box, the model changes its input, or its output is not finite logits (B, K)
+    of x's type.
     """
     checks.inside(x, bounds)
     checks.network(model, x)
     with frozen(model):
         with torch.no_grad():
-            logits = checks.logits(model(x), len(x))
+            asked = x.detach().clone()
+            logits = checks.logits(model(asked), len(x))
+        if logits.dtype != x.dtype:
+            raise MarginsError(f"logits must be {x.dtype}, as x is, but the model returns {logits.dtype}")
+        if not torch.equal(asked, x):
+            raise MarginsError("model must leave its input as it is, but changes it in place, as x.sub_(mean) does")
         checks.labels(y, len(x), logits.shape[1], x.device)
         oracle = Oracle(model, logits.shape[1])
         oracle.calls += Calls(forward=len(x))

@@ -5,9 +5,9 @@ from functools import partial
 
 from margins import checks
 from margins.attacks.autoattack import autoattack
-from margins.attacks.race import race
 from margins.attacks.found import Bounds, Found
 from margins.attacks.pgd import fgsm, pgd
+from margins.attacks.race import race
 from margins.attacks.spsa import spsa
 from margins.attacks.square import square
 

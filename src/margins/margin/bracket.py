@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from margins import checks
-from margins.attacks.race import race
 from margins.attacks.deepfool import deepfool
 from margins.attacks.found import Bounds, Calls, attacking
+from margins.attacks.race import race
 from margins.errors import MarginsError
 from margins.margin.certified import certified_radius
 

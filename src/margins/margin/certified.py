@@ -50,16 +50,17 @@ def _search(chain: list[Layer], x: Tensor, norm: float, bounds: Bounds) -> Tenso
     # With eps 0 the bounds are the model linearised at x. Its distance proves nothing, but is a scale to begin with.
     scale = _proven_within(chain, Ball(x, proven, norm, bounds), gaps)
     eps = torch.minimum(torch.where(scale.isfinite(), scale / 2, 1.0), farthest)
-    failed = torch.full_like(eps, math.inf)  # the least eps at which less than eps was proven
+    failed = torch.full_like(eps, math.inf)  # the least eps within which a gap may close
     searching = scale > 0
     for _ in range(_TRIALS):
         i = searching.nonzero()[:, 0]
         if not len(i):
             break
-        found = torch.minimum(_proven_within(chain, Ball(x[i], eps[i], norm, bounds), gaps[i]), eps[i])
-        failed[i] = torch.where(found < eps[i], torch.minimum(failed[i], eps[i]), failed[i])
-        proven[i] = torch.maximum(proven[i], found)
-        proven = torch.where(proven >= farthest, math.inf, proven)
+        found = _proven_within(chain, Ball(x[i], eps[i], norm, bounds), gaps[i])
+        closed = found <= (1 + 1e-12) * eps[i]
+        failed[i] = torch.where(closed, torch.minimum(failed[i], eps[i]), failed[i])
+        whole = ~closed & (eps[i] >= farthest[i])
+        proven[i] = torch.where(whole, math.inf, torch.maximum(proven[i], torch.minimum(found, eps[i])))
         searching &= proven.isfinite() & (failed.isinf() | (failed - proven > _PRECISION * failed))
         between = torch.where(proven > 0, (proven + failed) / 2, failed / 4)
         eps = torch.where(failed.isinf(), torch.minimum(2 * eps, farthest), between)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from margins import datasets, losses, published
 from margins.attacks.autoattack import autoattack
-from margins.attacks.race import race
 from margins.attacks.deepfool import deepfool
 from margins.attacks.found import Calls, attacking
 from margins.attacks.geometry import length, random_start
 from margins.attacks.noise import Noise
 from margins.attacks.pgd import pgd
+from margins.attacks.race import race
 from margins.checkpoints import Checkpoint
 from margins.experiments import Experiment, Outcome, Results, Unit, register
 
@@ -105,7 +105,7 @@ def measure(config: Mapping, seed: int, checkpoint: Checkpoint | None = None) ->
     correct (bool), distance (float32): classified correctly; the way out of the class that the image is put into.
     Without an attack: correct; gap and feature margin, the least difference of logits from the top class, and the same
     over |w_c - w_k|; gradient and gradient at the start, the length of the input gradient of the cross-entropy at the
-    image and where the paper's attack of the largest budget starts. All in float64, since float32 loses short gradients.
+    image and where the paper's attack of the largest budget starts. All in float64: float32 loses short gradients.
 
     The images are the first of a permutation of the test set: its first half in the file's own order is the harder one.
     Batches end alike wherever they begin, so a run that was interrupted goes on with the same numbers.
