@@ -10,7 +10,7 @@ from sklearn.datasets import make_moons
 from torch import nn
 
 from margins import models, planar, training
-from margins.attacks import race, deepfool
+from margins.attacks import deepfool, race
 
 BOXES = [None, (0.0, 1.0)]
 ATTACKS = {"race": race, "deepfool": partial(deepfool, overshoot=1e-6)}

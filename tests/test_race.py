@@ -12,9 +12,9 @@ from torch import nn
 
 from margins import datasets, models, planar, training
 from margins.attacks import race as exported
-from margins.attacks.race import race
 from margins.attacks.deepfool import deepfool
 from margins.attacks.fab import fab_t
+from margins.attacks.race import race
 from margins.errors import MarginsError
 
 # What is exactly known

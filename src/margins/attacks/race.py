@@ -66,7 +66,7 @@ def race(
         x_adv, success = x.clone(), wrong.clone()
         for part in parts((~wrong).nonzero()[:, 0]):
             best = _Best(oracle, x[part], y[part], norm, bounds)
-            _chase(best, order[part], steps, noise.keep(part))
+            _run(best, order[part], steps, noise.keep(part))
             x_adv[part], success[part] = best.point, best.distance < math.inf
     distance = torch.where(success, length(x_adv - x, norm), math.inf)
     return Nearest(x_adv, success, distance, oracle.calls, norm)
@@ -140,7 +140,7 @@ class _Chase:
         self.point = clip(point, best.bounds)
 
 
-def _chase(best: _Best, order: Tensor, steps: int, noise: Noise) -> None:
+def _run(best: _Best, order: Tensor, steps: int, noise: Noise) -> None:
     """Chase the classes order (n, C): the nearest few at first, the nearest of those further, the nearest to the end.
 
     Where there are fewer classes than runners at first, the others start from random points.
