@@ -12,7 +12,7 @@ import torch
 
 from margins import cli, datasets, models, training
 from margins.errors import MarginsError
-from margins.evaluation import weights
+from margins.evaluation import suites, weights
 
 SPEC = "mlp(inputs=64, hidden=[32], classes=10)"
 LINE = ["evaluate", SPEC, "--data", "digits", "--size", "40", "--attacks", "quick"]
@@ -37,7 +37,7 @@ def test_from_weights_to_a_table_and_files(state, tmp_path, capsys):
     assert cli.main(line) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"{SPEC} on digits\n40 samples, linf eps 0.0313725")
-    assert "worst case" in said and "14 passed, 0 failed" in said
+    assert "worst case" in said and "15 passed, 0 failed" in said
     content = json.loads((tmp_path / "result.json").read_text())
     assert content["samples"] == 40 and content["eps"] == 8 / 255 and content["norm"] == "inf"
     with np.load(tmp_path / "result.npz") as file:
@@ -95,10 +95,14 @@ def test_what_is_no_radius(text):
         ({"MODEL": ":model"}, "could not be imported"),
         ({"MODEL": "math:pi"}, "must be or return a torch.nn.Module, but is float"),
         ({"MODEL": "model.pt"}, "a pickled model is code that runs when it is loaded, and is refused"),
-        ({"--data": "imagenet"}, "no such data set"),
-        ({"--attacks": "fast"}, "attacks must be one of"),
-        ({"--size": "4000"}, "size=4000"),
-        ({"--seed": "-1"}, "seed must be a whole number"),
+        ({}, "has random weights: give trained ones with --weights FILE"),
+        ({"MODEL": "torch.nn:Flatten", "--size": "4000"}, "size=4000"),
+        ({"MODEL": "torch.nn:Linear"}, "calling it without arguments raised TypeError: Linear.__init__() missing"),
+        ({"MODEL": "torch.nn:LSTM"}, "calling it without arguments raised"),
+        ({"MODEL": "torch.nn:Tanh"}, "logits must have the shape (20, K)"),
+        ({"--json": "no/such/a.json"}, "--json no/such/a.json: there is no folder no/such"),
+        ({"--resume": "no/such/a"}, "--resume no/such/a: there is no folder no/such"),
+        ({"--resume": "."}, "--resume must be the name of a file, but . is a folder"),
         ({"--weights": "none.pt"}, "there is no such file"),
         ({"--weights": "weights.bin"}, "the format must be one of"),
     ],
@@ -111,7 +115,13 @@ def test_what_a_user_gets_wrong(given, said, capsys):
     assert not out and err.startswith("margins: ") and said in err
 
 
-@pytest.mark.parametrize("option", ["--norm 1", "--eps 0", "--size 0", "--json result.txt", "--seed x"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--norm 1", "--eps 0", "--size 0", "--json result.txt", "--seed x", "--seed -1", "--attacks fast",
+        "--data imagenet", "--data toy2d",
+    ],
+)  # fmt: skip
 def test_a_wrong_command_line_ends_with_2(option):
     with pytest.raises(SystemExit) as exit_:
         cli.main([*LINE, "--eps", "0.1", *option.split()])
@@ -155,7 +165,7 @@ def save_list(path, model):
 
 
 def save_checkpoint(path, model):
-    torch.save({"epoch": 3, "state_dict": model.state_dict()}, path)
+    torch.save({"epoch": 3, "weights": model.state_dict()}, path)
 
 
 def save_half(path, model):
@@ -164,7 +174,7 @@ def save_half(path, model):
 
 
 def save_other_names(path, model):
-    torch.save({f"module.{name}": value for name, value in model.state_dict().items()}, path)
+    torch.save({f"other.{name}": value for name, value in model.state_dict().items()}, path)
 
 
 @pytest.mark.parametrize(
@@ -179,13 +189,9 @@ def save_other_names(path, model):
         (save_text, ".npz", "not tensors alone|unreadable"),
         (save_nothing, ".pt", "unreadable"),
         (save_half, ".pt", "unreadable"),
-        (save_list, ".pt", "must be a state dict, that is names and tensors, but is list"),
-        (
-            save_checkpoint,
-            ".pt",
-            "but is the entries epoch, state_dict",
-        ),
-        (save_other_names, ".pt", "don't fit the model: .*module.head.weight"),
+        (save_list, ".pt", "must be a state dict, that is names and tensors, or .* but is list"),
+        (save_checkpoint, ".pt", "but is the entries epoch, weights: save model.state_dict"),
+        (save_other_names, ".pt", "don't fit the model: .*other.head.weight"),
     ],
 )
 def test_files_of_weights_that_are_refused(model, tmp_path, capsys, save, suffix, said):
@@ -212,6 +218,39 @@ def test_weights_of_each_format_are_the_same(model, state, tmp_path):
     for path in paths:
         loaded = weights.load(models.build("mlp", inputs=64, hidden=(32,), classes=10), path)
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("entry", weights.CHECKPOINT)
+@pytest.mark.parametrize("prefix", ["", *weights.PREFIXES])
+def test_checkpoints_are_unwrapped(model, tmp_path, entry, prefix):
+    state = {prefix + name: value for name, value in model.state_dict().items()}
+    torch.save({"epoch": 3, entry: state, "optimizer": {"lr": 0.1}}, tmp_path / "all.pt")
+    loaded = weights.load(models.build("mlp", inputs=64, hidden=(32,), classes=10), tmp_path / "all.pt")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_model_that_fails_or_cannot_be_imported_is_no_traceback(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_that_fails.py").write_text(
+        "from torch import nn\n\ndef wide():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3, 10))\n"
+    )
+    (tmp_path / "own_with_an_error.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name, said in (
+        ("own_that_fails:wide", "model failed on x of shape (20, 1, 8, 8): RuntimeError: "),
+        ("own_with_an_error:model", "could not be imported: ZeroDivisionError"),
+    ):
+        assert cli.main(["evaluate", name, "--data", "digits", "--size", "20", "--eps", "0.1"]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("margins: model") and said in err and "Traceback" not in err
+
+
+def test_help_names_the_exit_statuses_and_the_data(capsys):
+    assert set(cli.SUITES) == set(suites.SUITES) and set(cli.IMAGES) == set(datasets.SETS) - {"toy2d"}
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in cli.IMAGES) and "4 evaluated, but" in said and "example:" in said
 
 
 def test_models_by_name():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from known import linear
+from torch import nn
 
 from margins import models
 from margins.attacks.deepfool import deepfool
@@ -47,7 +48,7 @@ def test_an_evaluation_goes_on_after_an_exception(tmp_path, monkeypatch):
 
         calls, armed = builtins.RECORDED
         calls.append(len(x))
-        if armed[0] and len(calls) == 3:
+        if armed[0] and len(calls) == 4:
             raise Interrupted
         return pgd(model, x, y, generator=generator, **PGD)
 
@@ -57,9 +58,9 @@ def test_an_evaluation_goes_on_after_an_exception(tmp_path, monkeypatch):
         evaluate(model, x, y, **given)
     armed[0] = False
     result = evaluate(model, x, y, **given)
-    assert calls == [13, 13, 13, 13, 13, 8]  # the one that failed again, no other
+    assert calls == [2, 13, 13, 13, 13, 13, 8]  # a trial on two; the one that failed again, no other
     again = evaluate(model, x, y, **given)
-    assert len(calls) == 6
+    assert len(calls) == 7
     fresh = evaluate(model, x, y, **given | {"resume": None})
     for other in (again, fresh):
         assert_same(result, other)
@@ -67,11 +68,11 @@ def test_an_evaluation_goes_on_after_an_exception(tmp_path, monkeypatch):
 
 
 def test_a_killed_evaluation_ends_in_the_same_numbers(tmp_path):
-    code = f"import killed_evaluation; killed_evaluation.run({str(tmp_path / 'state')!r}, fatal=3)"
+    code = f"import killed_evaluation; killed_evaluation.run({str(tmp_path / 'state')!r}, fatal=4)"
     killed = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent)
     assert killed.returncode == -signal.SIGKILL
     resumed = killed_evaluation.run(tmp_path / "state")
-    assert killed_evaluation.BEGUN == [13, 13, 8]  # two of the five were done
+    assert killed_evaluation.BEGUN == [13, 13, 8]  # two of the five were done, and the trial before them
     undisturbed = killed_evaluation.run(tmp_path / "other")
     assert_same(resumed, undisturbed)
 
@@ -113,6 +114,53 @@ def test_a_file_that_is_no_state_is_never_overwritten(tmp_path, content):
     assert state.read_bytes() == content
 
 
+class Warm(nn.Module):
+    """A linear model whose logits are divided by a plain attribute, which no state dict and no repr shows."""
+
+    def __init__(self, temperature, noise=0.0):
+        super().__init__()
+        self.model, self.temperature, self.noise = linear(3)[0], temperature, noise
+
+    def forward(self, x):
+        return self.model(x) / self.temperature + self.noise * torch.randn(len(x), 3)
+
+
+def test_a_model_that_differs_in_a_plain_attribute_is_another(tmp_path):
+    _, x, y = linear(3)
+    given = {**NORMAL, "resume": tmp_path / "state"}
+    evaluate(Warm(2.0), x, y, **given)
+    for temperature in (2.01, 1.0):
+        with pytest.raises(MarginsError, match="belongs to another evaluation, whose model differ"):
+            evaluate(Warm(temperature), x, y, **given)
+    evaluate(Warm(2.0 * (1 + 1e-7)), x, y, **given)  # as far as the last bits may differ
+    noisy = {**NORMAL, "resume": tmp_path / "noisy"}
+    assert_same(evaluate(Warm(2.0, 0.1), x, y, **noisy), evaluate(Warm(2.0, 0.1), x, y, **noisy))
+
+
+class Own:
+    def __init__(self, number):
+        self.number, self.itself = number, self
+
+    def __call__(self, model, x, y):
+        return self.number
+
+
+class Other(Own):
+    def __call__(self, model, x, y):
+        return self.number + 1
+
+
+def endless(number):
+    """A function that closes over itself and over what is not known yet."""
+
+    def function(x):
+        return function(x - number) if x else later
+
+    if number < 0:
+        later = 1
+    return function
+
+
 def test_descriptions_tell_attacks_apart():
     def make(number):
         return lambda model, x, y: number
@@ -124,7 +172,10 @@ def test_descriptions_tell_attacks_apart():
         make(1), make(2), lambda x: x + 1, lambda x: x + 2, scaled, partial(scaled, by=3), partial(scaled, 3),
         torch.zeros(2), torch.zeros(2, 1), torch.ones(2), None, 1, 1.0, True, "1", (1,), {"a": 1}, pgd, deepfool,
         models.build("linear", inputs=2, classes=2), models.build("linear", inputs=2, classes=3), {1, 2},
-        lambda x: [y + 1 for y in x], lambda x: [y + 2 for y in x],
+        lambda x: [y + 1 for y in x], lambda x: [y + 2 for y in x], lambda x: x[..., 0], lambda x: x[..., 1], ...,
+        1j, 2j, torch.float32, torch.float64, torch.device("cpu"), torch.relu, torch.tanh, np.float64(1), np.ones(2),
+        np.zeros(2), endless(1), endless(2), Own(1), Own(2), Other(1), Own(1).__call__, Own(2).__call__,
+        partial(pgd, loss=Own(1)), partial(pgd, loss=Own(2)), Warm(1.0), Warm(2.0),
     ]  # fmt: skip
     texts = [json.dumps(describe(thing)) for thing in things]
     assert len(set(texts)) == len(things)

@@ -11,6 +11,9 @@ from pathlib import Path
 from margins import paths
 from margins.errors import MarginsError
 
+#: What `evaluate` takes by name; written here, since importing the packages that know them takes seconds.
+SUITES = ("quick", "strong", "standard")
+IMAGES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 #: Exit status of an evaluation that a sanity check has failed; it was made, and its numbers are not to be believed.
 DOUBTED = 4
 
@@ -71,10 +74,16 @@ def _evaluate(given: argparse.Namespace) -> int:
 
     from margins import datasets
     from margins.evaluation import evaluate, weights
+    from margins.evaluation.result import writable
 
+    for option in ("json", "resume"):
+        if getattr(given, option) is not None:
+            writable(f"--{option}", getattr(given, option))
     if given.device == "cuda" and not torch.cuda.is_available():
         raise MarginsError("--device cuda: PyTorch finds no such device")
     model = weights.find(given.model)
+    if given.weights is None and ":" not in given.model:
+        raise MarginsError(f"model {given.model!r} has random weights: give trained ones with --weights FILE")
     if given.weights is not None:
         weights.load(model, given.weights)
     data = datasets.load(given.data, "test", size=given.size)
@@ -134,6 +143,24 @@ def count(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """Read a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} given, a whole number from 0 expected")
+    return int(text)
+
+
+_EVALUATE = f"""\
+example:
+  margins evaluate my_package.models:build --weights model.pt --data cifar10 --eps 8/255 --resume state.npz
+
+data sets: {", ".join(IMAGES)}
+
+exit status: 0 every sanity check passed; 1 failed, with a message; 2 a wrong command line;
+{DOUBTED} evaluated, but a sanity check failed: the numbers are not to be believed.
+"""
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     top = argparse.ArgumentParser("margins", description="The reproducibility book on margin-based robustness.")
@@ -169,15 +196,16 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--results", type=Path, metavar="DIR", help="write to this folder instead of data/results")
 
     evaluate = command("evaluate", _evaluate, "Attack a model on a test set, and say whether to believe the numbers.")
+    evaluate.epilog, evaluate.formatter_class = _EVALUATE, argparse.RawDescriptionHelpFormatter
     evaluate.add_argument("model", help="package.module:name, or the book's as 'linear(inputs=784, classes=10)'")
     evaluate.add_argument("--weights", type=Path, metavar="FILE", help=".safetensors, .npz, or a state dict: .pt, .pth")
-    evaluate.add_argument("--data", required=True, metavar="NAME", help="as mnist; its test split")
+    evaluate.add_argument("--data", choices=IMAGES, required=True, metavar="NAME", help="as mnist; its test split")
     evaluate.add_argument("--size", type=count, metavar="N", help="a random part of it (default: all)")
     evaluate.add_argument("--norm", choices=("inf", "2"), default="inf", help="of the ball (default: inf)")
     evaluate.add_argument("--eps", type=radius, required=True, metavar="E", help="as 0.1 or 8/255, of inputs in [0, 1]")
-    evaluate.add_argument("--attacks", default="strong", metavar="SUITE", help="quick, strong (default) or standard")
+    evaluate.add_argument("--attacks", choices=SUITES, default="strong", help="(default: strong)")
     evaluate.add_argument("--batch-size", type=count, default=100, metavar="B", help="samples at a time (default: 100)")
-    evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the attacks (default: 0)")
+    evaluate.add_argument("--seed", type=seed, default=0, metavar="S", help="of the attacks (default: 0)")
     evaluate.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu)")
     evaluate.add_argument("--resume", type=Path, metavar="FILE", help="keep finished batches here, and go on from them")
     evaluate.add_argument("--json", type=json_file, metavar="FILE", help="write the result here, its arrays to .npz")

@@ -44,7 +44,7 @@ def run(jobs: Jobs, name: str, attack: Attack, target: Target, stream: str | Non
     """What `attack` leaves over of the target's samples, batch by batch; `name` is the job's, as "attack 'PGD'"."""
 
     def part(model: nn.Module, rows: slice, generator: torch.Generator) -> tuple[Mapping[str, Tensor], Calls]:
-        return _attack(model, name, attack, target.keep(rows), generator)
+        return once(model, name, attack, target.keep(rows), generator)
 
     found, cost = jobs.run(name, part, len(target.x), _COLUMNS, stream)
     distance = found["distance"]
@@ -63,9 +63,21 @@ def keywords(function, generator: torch.Generator) -> dict[str, torch.Generator]
     return {"generator": generator} if wanted else {}
 
 
-def _attack(model: nn.Module, name: str, attack: Attack, target: Target, generator: torch.Generator):
+def once(
+    model: nn.Module, name: str, attack: Attack, target: Target, generator: torch.Generator
+) -> tuple[Mapping[str, Tensor], Calls]:
+    """One batch: _COLUMNS (B,), and the attack's calls with our question. The attack gets copies of x and y.
+
+    Raises MarginsError for a result that is not as promised, and, with the attack's name, where the attack does.
+    """
     x, y = target.x, target.y
-    found = attack(model, x, y, **keywords(attack, generator))
+    try:
+        found = attack(model, x.clone(), y.clone(), **keywords(attack, generator))
+    except MarginsError as error:
+        raise MarginsError(f"{name}: {error}") from error
+    except Exception as error:
+        error.add_note(f"This was {name} of margins.evaluate, on x of shape {tuple(x.shape)}.")
+        raise
     size = _check(name, found, target)
     with frozen(model), torch.no_grad():
         logits = model(found.x_adv)
@@ -74,7 +86,7 @@ def _attack(model: nn.Module, name: str, attack: Attack, target: Target, generat
     broken = misclassified(logits, y) | (found.success & tie)
     correct = target.correct.to(x.device)
     nearest = isinstance(found, Nearest)
-    size = size if nearest else size.clamp(max=target.eps)
+    size = size if nearest else size.clamp(max=target.eps)  # `_check` let pass what rounding adds, no more
     stage = torch.full_like(y, -1 if isinstance(found, AutoAttacked) else -2, dtype=torch.int8)
     if isinstance(found, AutoAttacked):
         for i, one in enumerate(STAGES):
@@ -89,20 +101,46 @@ def _attack(model: nn.Module, name: str, attack: Attack, target: Target, generat
 
 
 def _check(name: str, found: Found, target: Target) -> Tensor:
-    """The float64 length (B,) of what was added to x. Raises MarginsError for a result out of ball or box."""
+    """The float64 length (B,) of what was added to x. Raises MarginsError for a result out of ball or box.
+
+    What is no `Nearest` is a budget attack, whose points must lie in the ball and whose own eps must not be smaller.
+    """
     x, eps = target.x, target.eps
     if not isinstance(found, Found):
         raise MarginsError(f"{name} must return margins.attacks.found.Found, but gave {type(found).__name__}")
     if found.norm != target.norm:
-        raise MarginsError(f"{name} works in the norm {found.norm:g}, but the evaluation's is {target.norm:g}")
-    if found.x_adv.shape != x.shape or not torch.isfinite(found.x_adv).all():
-        raise MarginsError(f"{name} must return finite examples of the shape {tuple(x.shape)}")
+        raise MarginsError(f"{name} works in the norm {found.norm}, but the evaluation's is {target.norm:g}")
+    _tensor(name, "x_adv", found.x_adv, x)
+    _tensor(name, "success", found.success, torch.ones_like(target.y, dtype=torch.bool))
+    if not torch.isfinite(found.x_adv).all():
+        raise MarginsError(f"{name} must return finite examples, but x_adv has entries that are nan or infinite")
+    if not isinstance(found.calls, Calls):
+        raise MarginsError(f"{name} must return margins.attacks.found.Calls as calls, but gave {found.calls!r}")
     size = length(found.x_adv.double() - x.double(), target.norm)
     if target.bounds is not None and len(x):
         low, high = target.bounds
         beyond = max(low - found.x_adv.min().item(), found.x_adv.max().item() - high)
-        if beyond > SLACK * max(1.0, high - low):
-            raise MarginsError(f"{name} left the box {target.bounds} by {beyond:.3g}")
-    if isinstance(found, InBall) and len(x) and size.max() > eps + SLACK * max(1.0, eps):
-        raise MarginsError(f"{name} went {size.max():.6g} far, but eps is {eps:.6g}")
+        if beyond > SLACK * max(1.0, abs(low), abs(high)):
+            advice = f"give the attack bounds={target.bounds}, or clamp its examples"
+            raise MarginsError(f"{name} left the box {target.bounds} by {beyond:.3g}: {advice}")
+    rounding = torch.finfo(x.dtype).eps * max(1.0, found.x_adv.abs().max().item()) if len(x) else 0.0
+    rounding *= x[0].numel() ** 0.5 if len(x) and target.norm == 2 else 1
+    if not isinstance(found, Nearest) and len(x) and size.max() > eps + SLACK * max(1.0, eps) + rounding:
+        advice = "; only margins.attacks.found.Nearest, of minimum-norm attacks, may" * (type(found) is Found)
+        raise MarginsError(f"{name} went {size.max():.6g} far, but eps is {eps:.6g}{advice}")
+    if isinstance(found, InBall) and found.eps < eps * (1 - SLACK):
+        raise MarginsError(
+            f"{name} searched within eps {found.eps:.6g} only, but the evaluation's is {eps:.6g}: give both the same"
+            " eps, in units of the input"
+        )
     return size
+
+
+def _tensor(name: str, part: str, value, like: Tensor) -> None:
+    if isinstance(value, Tensor) and (value.shape, value.dtype, value.device) == (like.shape, like.dtype, like.device):
+        return
+    given = (
+        f"{value.dtype} {tuple(value.shape)} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+    )
+    wanted = f"{like.dtype} {tuple(like.shape)} on {like.device}"
+    raise MarginsError(f"{name} must return {part} as a tensor {wanted}, but gave {given}")

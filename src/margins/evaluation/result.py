@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,15 +134,25 @@ class Evaluation:
         """The sanity checks that failed; empty for an evaluation without a mark."""
         return tuple(check for check in self.checks if check.status == "failed")
 
-    def accuracy_at(self, eps: Sequence[float] | Tensor) -> Tensor:
-        """The robust accuracy (M,) at each radius of eps (M,), from the stored distances: an upper bound.
+    def accuracy_at(self, eps: float | Sequence[float] | Tensor) -> Tensor:
+        """The worst-case robust accuracy at radii eps >= 0, a number or (M,), as a float64 tensor () or (M,).
 
-        Raises MarginsError where no minimum-norm attack was run: others know nothing beyond their own eps.
+        From the least distance that any attack found, with what is misclassified at x at 0: an upper bound at every eps
+        from this one run. `margins.margin.accuracy_at` is for one eps and the distances of any one margin, and adds an
+        interval. Raises MarginsError for other eps, and where no minimum-norm attack was run: others know nothing
+        beyond their own eps.
         """
         if not any(attack.minimum_norm for attack in self.attacks.values()):
-            raise MarginsError("accuracy at other eps needs a minimum-norm attack (ddn, fab_t, deepfool) among attacks")
-        radii = torch.as_tensor(eps, dtype=torch.float64)
-        return (self.distance.double() > radii[:, None]).double().mean(1)
+            raise MarginsError(
+                "accuracy at other eps needs a minimum-norm attack (race, fab_t, or deepfool with bounds) among attacks"
+            )
+        try:
+            radii = torch.as_tensor(eps, dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError):  # what it raises for text, None and uneven lists
+            radii = torch.tensor(math.nan)
+        if radii.ndim > 1 or not torch.isfinite(radii).all() or (radii < 0).any():
+            raise MarginsError(f"eps must be a finite number of at least 0, or a sequence of such, but is {eps!r}")
+        return (self.distance.double() > radii[..., None]).double().mean(-1)
 
     def frame(self) -> "DataFrame":
         """A row for clean accuracy, each attack and the worst case: accuracy, interval and costs; accuracies in %."""
@@ -194,8 +205,11 @@ class Evaluation:
         return {name: value.numpy() for name, value in found.items()}
 
     def save(self, path: Path | str) -> None:
-        """Write `to_dict()` to `path` (.json) and `arrays()` beside it (.npz), each whole or not at all."""
-        path = Path(path)
+        """Write `to_dict()` to `path` (.json) and `arrays()` beside it (.npz), each whole or not at all.
+
+        Raises MarginsError for another ending and where the folder does not exist.
+        """
+        path = writable("path", path)
         if path.suffix != ".json":
             raise MarginsError(f"path must end with .json (the arrays go to an .npz beside it), but is {path}")
         with atomic(path.with_suffix(".npz")) as file:
@@ -225,6 +239,20 @@ class Evaluation:
             lines.append(f"       what to do: {check.advice}")
         lines += [f"note   {check.name}: {check.note}" for check in self.checks if check.note]
         return "\n".join(lines)
+
+
+def writable(name: str, path) -> Path:
+    """`path` if a file of this name may be written into its folder, which must exist; else MarginsError."""
+    if not isinstance(path, str | Path):
+        raise MarginsError(f"{name} must be the name of a file, but is {path!r}")
+    path = Path(path)
+    if path.is_dir():
+        raise MarginsError(f"{name} must be the name of a file, but {path} is a folder")
+    if not path.parent.is_dir():
+        raise MarginsError(f"{name} {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise MarginsError(f"{name} {path}: the folder {path.parent} may not be written to")
+    return path
 
 
 def _finite(value):

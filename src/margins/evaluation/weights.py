@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from margins.errors import MarginsError
 from margins.models import FAMILIES, build
 
+#: Entries of a checkpoint that are its state dict, and what wrappers put before every name.
+CHECKPOINT, PREFIXES = ("state_dict", "model_state_dict", "model"), ("module.", "_orig_mod.")
 FORMATS = (".safetensors", ".npz", ".pt", ".pth")
 
 
@@ -37,8 +39,9 @@ def load(model: nn.Module, path: Path | str) -> nn.Module:
     """Copy the weights of a file into `model`, in place, and return it. The file can run no code.
 
     .safetensors (where that package is installed), .npz (one array a name) and .pt or .pth (what torch.save made of
-    model.state_dict()), with the names and shapes of model.state_dict(). Raises MarginsError for other formats, pickled
-    models, damaged files, and names and shapes that differ.
+    model.state_dict()), with the names and shapes of model.state_dict(). A checkpoint that holds the state dict as one
+    of CHECKPOINT is unwrapped, and names lose the prefixes that DataParallel and torch.compile gave them. Raises
+    MarginsError for other formats, pickled models, damaged files, and names and shapes that differ.
     """
     path = Path(path)
     if path.suffix not in FORMATS:
@@ -57,14 +60,32 @@ def load(model: nn.Module, path: Path | str) -> nn.Module:
             ) from None
         why = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
         raise MarginsError(f"weights {path}: unreadable ({why})") from error
+    state = _unwrapped(state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         held = f"the entries {', '.join(map(str, state))}" if isinstance(state, Mapping) else type(state).__name__
-        raise MarginsError(f"weights {path}: must be a state dict, that is names and tensors, but is {held}")
+        raise MarginsError(
+            f"weights {path}: must be a state dict, that is names and tensors, or a checkpoint that holds one as"
+            f" {', '.join(CHECKPOINT)}, but is {held}: save model.state_dict() alone"
+        )
+    for prefix in PREFIXES:
+        if state and all(str(name).startswith(prefix) for name in state) and not any(
+            name.startswith(prefix) for name in model.state_dict()
+        ):  # fmt: skip
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise MarginsError(f"weights {path} don't fit the model: {error}") from None
     return model
+
+
+def _unwrapped(state):
+    """The state dict of a checkpoint; what is no checkpoint as it is."""
+    if isinstance(state, Mapping):
+        inner = [state[key] for key in CHECKPOINT if isinstance(state.get(key), Mapping)]
+        if len(inner) == 1:
+            return inner[0]
+    return state
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -90,8 +111,16 @@ def _imported(spec: str) -> nn.Module:
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise MarginsError(f"model {spec!r} could not be imported: {error}") from error
+    except Exception as error:  # the user's own code: whatever it raises
+        raise MarginsError(f"model {spec!r} could not be imported: {type(error).__name__}: {error}") from error
     if not isinstance(found, nn.Module) and callable(found):
-        found = found()
+        try:
+            found = found()
+        except Exception as error:
+            raise MarginsError(
+                f"model {spec!r} could not be made: calling it without arguments raised {type(error).__name__}:"
+                f" {error}; name a torch.nn.Module, or a function without arguments that returns one"
+            ) from error
     if not isinstance(found, nn.Module):
         raise MarginsError(f"model {spec!r} must be or return a torch.nn.Module, but is {type(found).__name__}")
     return found
