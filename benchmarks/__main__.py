@@ -52,7 +52,8 @@ def options(arguments=None) -> argparse.Namespace:
 def main(arguments=None) -> int:
     given = options(arguments)
     if given.show:
-        print("\n\n".join(report.table(report.read(path)) for path in sorted(RECORDED.glob("*.json"))))
+        tables = [report.table(report.read(path)) for path in sorted(RECORDED.glob("*.json"))]
+        print("\n\n".join(tables) or f"nothing is recorded in {RECORDED} yet")
         return 0
     if given.record and commit()[1]:
         print("bench: a record names the commit that was measured: commit your changes first", file=sys.stderr)
