@@ -1,8 +1,8 @@
 """What the claims on the MNIST CNNs of Table 1 are read from: the networks of AMR's authors (section 5.3).
 
 Each network is one, not a method trained several times: the intervals are over images, and a verdict is about these
-weights. Robust accuracies are the worst case over all attacks on the images that all of them saw; labels give the
-paper's attack beside it. What a claim says of networks without published weights has not been run.
+weights. Robust accuracies are the worst case over all attacks but WEAK, on the images that all of those saw; labels
+give the paper's attack beside it. What a claim says of networks without published weights has not been run.
 """
 
 from collections.abc import Callable, Sequence
