@@ -22,7 +22,7 @@ NAME = "amr/published-cnn"
 NETWORKS = {"Std": "mnist-cnn-std", "LCR": "mnist-cnn-lcr", "AMR": "mnist-cnn-amr"}
 #: The budgets of Table 1, l2 in input units.
 EPS = (0.5, 1.0, 1.5, 2.0)
-#: The attack library that the authors used divides a gradient by its length, but at least by FLOOR; TINY does not bind.
+#: The attack library that the authors used divides a gradient by its length, but at least by this; and a smaller one.
 FLOOR, TINY = 1e-6, 1e-30
 #: The images that every attack saw.
 COMMON = 500
