@@ -33,7 +33,8 @@ def _deepfool(model, x, y, s):
     from margins.attacks.deepfool import deepfool
 
     bounds = (0.0, 1.0) if s.box else None
-    return deepfool(model, x, y, norm=s.norm, steps=s.steps, overshoot=s.overshoot, bounds=bounds).x_adv
+    given = dict(norm=s.norm, steps=s.steps, overshoot=s.overshoot, bounds=bounds)
+    return deepfool(model, x, y, linearise_at="overshot", **given).x_adv  # as the others do
 
 
 def _effective_margin(model, x, y, s):
