@@ -28,6 +28,20 @@ def linear(seed: int, inputs: int = 8, classes: int = 3, batch: int = 60):
     return model, x, y
 
 
+def crossing(seed=0, *, inputs, hidden, scale, classes=5, dtype=torch.float64, batch=40):
+    """An MLP, scaled and centred so that its boundary crosses [0, 1], points in it and labels, mostly right."""
+    g = torch.Generator().manual_seed(seed)
+    model = models.build("mlp", inputs=inputs, hidden=hidden, classes=classes, generator=g).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= scale
+        x = torch.rand(batch, inputs, generator=g, dtype=dtype)
+        model.head.bias -= model(x).mean(0)
+    y = model(x).argmax(1)
+    y[::8] = (y[::8] + 1) % classes
+    return model, x, y
+
+
 def gaps(model, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """f_y - f_j (B, K) and its gradient (B, K, D), of a linear model; inf for j = y."""
     weight, logits = model.head.weight.detach(), model(x).detach()

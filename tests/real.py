@@ -1,14 +1,19 @@
-"""Tests on the published data sets: they run wherever somebody has the files, and can't be lost by accident."""
+"""Tests on published files: they run wherever somebody has these, and can't be lost by accident."""
 
 import os
 
 import pytest
 
-from margins import datasets
+from margins import datasets, published
 
 
-def needs(name: str) -> pytest.MarkDecorator:
-    """Skips a test where nobody has the set; with MARGINS_DATA set, as in CI, it runs, and fails without it."""
-    absent = not os.environ.get("MARGINS_DATA") and not datasets.available(name)
-    why = f"{name} is too large to be committed and no test downloads; with MARGINS_DATA=FOLDER this test runs"
-    return pytest.mark.skipif(absent, reason=why)
+def needs(*names: str) -> pytest.MarkDecorator:
+    """Skips a test where somebody lacks one of these data sets and networks.
+
+    With MARGINS_DATA set, as in CI, it always runs, and fails without them. No stand-in can take their place: what is
+    tested is that these very files are read as their authors meant them. They are not ours to commit, the sets are too
+    large for it, and no test uses a network.
+    """
+    lacking = [name for name in names if not (published if name in published.NETWORKS else datasets).available(name)]
+    why = f"needs {', '.join(lacking)}, which others publish; with MARGINS_DATA=FOLDER, as in CI, it runs or fails"
+    return pytest.mark.skipif(bool(lacking) and not os.environ.get("MARGINS_DATA"), reason=why)

@@ -7,6 +7,7 @@ from importlib import import_module
 import pytest
 import torch
 from known import linear, worst_gap
+from test_apgd import network, seed
 from torch import nn
 
 from margins import models
@@ -18,17 +19,6 @@ from margins.errors import MarginsError
 
 BOTH = pytest.mark.parametrize("norm", [2, math.inf])
 EACH = pytest.mark.parametrize("attack", [apgd, apgd_t, partial(autoattack, queries=30)], ids=["ce", "t", "auto"])
-
-
-def network(seed=0, inputs=12, classes=5, dtype=torch.float64, batch=40):
-    g = torch.Generator().manual_seed(seed)
-    model = models.build("mlp", inputs=inputs, hidden=(24,), classes=classes, generator=g).to(dtype)
-    x = torch.rand(batch, inputs, generator=g, dtype=dtype)
-    return model, x, model(x).argmax(1)
-
-
-def seed(number=0):
-    return torch.Generator().manual_seed(number)
 
 
 class Spy(nn.Module):
@@ -195,28 +185,6 @@ def test_what_is_never_solved_costs_steps_gradients_a_run(attack, runs):
     found = attack(model, x, y, norm=2, eps=0, steps=20)
     assert torch.equal(found.x_adv, x)
     assert found.calls == Calls(forward=40 * (21 * runs + 1), backward=40 * 20 * runs)
-
-
-@EACH
-@pytest.mark.parametrize("patience", [math.inf, 3])
-def test_the_model_is_left_as_it_was(attack, patience):
-    body = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 5))
-    x = torch.rand(30, 12, generator=seed(), requires_grad=True)
-    y = body.eval()(x).argmax(1)
-    body.train()[0].bias.requires_grad_(False)
-    body[1].eval()
-    before = {name: value.clone() for name, value in body.state_dict().items()}
-    modes, wanted = [m.training for m in body.modules()], [p.requires_grad for p in body.parameters()]
-    state = torch.random.get_rng_state()
-    if patience == math.inf:
-        attack(Spy(body), x, y, norm=2, eps=0.2, steps=4)
-    else:
-        with pytest.raises(ValueError, match="patience"):
-            attack(Spy(body, patience), x, y, norm=2, eps=0.01, steps=4)
-    assert all(torch.equal(value, before[name]) for name, value in body.state_dict().items())
-    assert modes == [m.training for m in body.modules()] and wanted == [p.requires_grad for p in body.parameters()]
-    assert all(p.grad is None for p in body.parameters()) and x.grad is None
-    assert torch.equal(state, torch.random.get_rng_state())
 
 
 class Spoilt(nn.Module):

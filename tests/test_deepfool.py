@@ -1,10 +1,11 @@
 """DeepFool: its conventions against a plain reference, linear models, its path, and the box."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from known import linear, nearest
+from known import crossing
 from torch import nn
 
 from margins import datasets, models, planar
@@ -12,19 +13,7 @@ from margins.attacks.deepfool import Traced, deepfool
 
 BOTH = pytest.mark.parametrize("norm", [2, math.inf])
 BOX = (0.0, 1.0)
-
-
-def network(seed=0, inputs=10, classes=5, dtype=torch.float64, batch=40):
-    g = torch.Generator().manual_seed(seed)
-    model = models.build("mlp", inputs=inputs, hidden=(24, 24), classes=classes, generator=g).to(dtype)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= 2
-        x = torch.rand(batch, inputs, generator=g, dtype=dtype)
-        model.head.bias -= model(x).mean(0)
-    y = model(x).argmax(1)
-    y[::8] = (y[::8] + 1) % classes
-    return model, x, y
+network = partial(crossing, inputs=10, hidden=(24, 24), scale=2)
 
 
 def plain_deepfool(model, x, leave, norm, steps, overshoot, overshot, classes, target=None):
@@ -152,37 +141,6 @@ def test_the_path_is_all_that_the_perturbation_takes_and_can_be_walked_with_a_gr
 
 
 # What is exactly known
-
-
-@BOTH
-@pytest.mark.parametrize("bounds", [BOX, None])
-@pytest.mark.parametrize("classes", [2, 3, 6])
-def test_linear_models_give_the_exact_distance_in_a_box_too(norm, bounds, classes):
-    model, x, y = linear(classes, classes=classes)
-    exact = nearest(model, x, y, norm, bounds)
-    found = deepfool(model, x, y, norm=norm, overshoot=1e-5, bounds=bounds)
-    reachable = exact.isfinite()
-    assert torch.equal(found.success, reachable)
-    assert torch.allclose(found.distance[reachable], exact[reachable], rtol=2e-5)
-    assert found.distance[~reachable].isinf().all()
-    assert torch.equal(found.x_adv[~reachable], x[~reachable])
-    assert (found.distance > 0).sum() > 40
-    if bounds:
-        free = nearest(model, x, y, norm, None)
-        assert (exact[reachable] > 1.001 * free[reachable]).sum() > 5  # the box was active
-    else:
-        usual = deepfool(model, x, y, norm=norm, bounds=None)
-        assert torch.allclose(usual.distance, 1.02 * exact, rtol=1e-9)
-
-
-@BOTH
-def test_float32_gives_the_distance_to_its_rounding(norm):
-    model, x, y = linear(3, inputs=40)
-    exact = nearest(model, x, y, norm)
-    found = deepfool(model.float(), x.float(), y, norm=norm, overshoot=1e-3, bounds=BOX)
-    far = exact.isfinite() & (exact > 1e-3)
-    assert far.sum() > 40
-    assert torch.allclose(found.distance[far].double(), exact[far], rtol=1.1e-3)
 
 
 def test_no_shorter_than_the_exact_distance_of_the_plane():

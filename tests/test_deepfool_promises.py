@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_deepfool import BOTH, BOX, network
+from test_untouched import Fails
 from torch import nn
 
 from margins.attacks.deepfool import deepfool
@@ -35,39 +36,6 @@ def test_shapes_types_and_counts():
     assert (one.calls.forward, one.calls.backward) == (40 + 2 * 35, 4 * 35)
     assert deepfool(model, x, y, candidates=2, steps=1).calls.backward == 2 * 35
     assert deepfool(model, x, y, candidates=99, steps=1).calls.backward == 4 * 35
-
-
-class Fails(nn.Module):
-    def __init__(self, at):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
-        self.at, self.asked = at, 0
-
-    def forward(self, x):
-        self.asked += 1
-        if self.asked == self.at:
-            raise RuntimeError("planted")
-        return self.body(x)
-
-
-@pytest.mark.parametrize("at", [None, 1, 2, 3])
-def test_the_model_is_as_it_was(at):
-    torch.manual_seed(0)
-    model, x = Fails(at).train(), torch.rand(20, 4)
-    model.body[0].weight.requires_grad_(False)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    state, y = torch.get_rng_state(), torch.zeros(20, dtype=torch.int64)
-    if at is None:
-        deepfool(model, x, y)
-    else:
-        with pytest.raises(RuntimeError, match="planted"):
-            deepfool(model, x, y)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(module.training for module in model.modules())
-    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True, True, True]
-    assert all(p.grad is None for p in model.parameters())
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not x.requires_grad
 
 
 @pytest.mark.parametrize(

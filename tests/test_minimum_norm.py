@@ -13,23 +13,42 @@ from margins import models, planar, training
 from margins.attacks import deepfool, race
 
 BOXES = [None, (0.0, 1.0)]
-ATTACKS = {"race": race, "deepfool": partial(deepfool, overshoot=1e-6)}
+ATTACKS = {"race": partial(race, targets=20), "deepfool": partial(deepfool, overshoot=1e-6)}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("norm", [2, math.inf])
 @pytest.mark.parametrize("bounds", BOXES)
-@pytest.mark.parametrize("classes", [2, 3, 6])
+@pytest.mark.parametrize("classes", [2, 3, 6, 12])
 def test_on_linear_models_the_distance_is_exact_in_an_active_box_too(name, norm, bounds, classes):
     model, x, y = linear(classes, classes=classes)
     exact, found = nearest(model, x, y, norm, bounds), ATTACKS[name](model, x, y, norm=norm, bounds=bounds)
-    assert found.success.all()
-    torch.testing.assert_close(found.distance, exact, rtol=1e-4, atol=1e-9)
-    measured = torch.linalg.vector_norm(found.x_adv - x, norm, dim=1)
-    torch.testing.assert_close(measured, found.distance, rtol=1e-9, atol=1e-12)
-    assert (model(found.x_adv).argmax(1) != y).double().mean() > 0.9  # but for rounding at the boundary itself
+    reachable = exact.isfinite()
+    assert torch.equal(found.success, reachable)
+    torch.testing.assert_close(found.distance[reachable], exact[reachable], rtol=2e-5, atol=1e-9)
+    assert found.distance[~reachable].isinf().all() and torch.equal(found.x_adv[~reachable], x[~reachable])
+    assert (found.distance > 0).sum() > 40
+    measured = torch.linalg.vector_norm(found.x_adv - x, norm, dim=1)[reachable]
+    torch.testing.assert_close(measured, found.distance[reachable], rtol=1e-9, atol=1e-12)
+    assert (model(found.x_adv).argmax(1) != y)[reachable].double().mean() > 0.9  # but for rounding at the boundary
     if bounds:
         assert found.x_adv.min() >= 0 and found.x_adv.max() <= 1
+        free = nearest(model, x, y, norm, None)
+        assert (exact[reachable] > 1.001 * free[reachable]).sum() > 5  # the box was active
+    elif name == "deepfool":
+        torch.testing.assert_close(deepfool(model, x, y, norm=norm).distance, 1.02 * exact, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("attack", [race, partial(deepfool, overshoot=1e-3, bounds=(0.0, 1.0))], ids=[*ATTACKS])
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_float32_gives_the_distance_to_its_rounding(attack, norm):
+    model, x, y = linear(3, inputs=40)
+    exact = nearest(model, x, y, norm)
+    found = attack(model.float(), x.float(), y, norm=norm)
+    far = exact.isfinite() & (exact > 1e-3)
+    assert far.sum() > 40
+    rtol = 1e-3 if attack is race else 1.1e-3  # DeepFool's overshoot, and rounding
+    torch.testing.assert_close(found.distance[far].double(), exact[far], rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize("name", ATTACKS)

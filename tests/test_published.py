@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import pickle
 import zipfile
 
@@ -15,12 +14,6 @@ from margins import datasets, published
 from margins._sources import NotAvailable
 from margins.errors import MarginsError
 from margins.published import NETWORKS, Network, convert, digest, load, main
-
-#: Skips a test where nobody has the networks; with MARGINS_DATA set, as in CI, it runs, and fails without them.
-weights = pytest.mark.skipif(
-    not os.environ.get("MARGINS_DATA") and not published.available("mnist-cnn-std"),
-    reason="the authors' networks are not part of the book; with MARGINS_DATA=FOLDER this test runs",
-)
 
 
 @pytest.fixture
@@ -37,8 +30,7 @@ def small(tmp_path, monkeypatch):
     return arrays, file, tmp_path / "amr-official" / "small.npz"
 
 
-@weights
-@needs("mnist")
+@needs("mnist", *NETWORKS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_networks_are_those_of_table_1(name):
     data, model = datasets.load("mnist", "test"), load(name).to(memory_format=torch.channels_last)

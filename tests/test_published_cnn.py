@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from real import needs
-from test_published import weights
 
 from margins.checkpoints import Checkpoint, OutOfTime
 from margins.claims import Check, Difference, Missing, ledger
@@ -26,8 +25,7 @@ def unit(row, scale="quick"):
     return found
 
 
-def ready(test):
-    return weights(needs("mnist")(test))
+ready = needs("mnist", *cnn.NETWORKS.values())
 
 
 @ready

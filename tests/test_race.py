@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from known import linear, nearest
 from real import needs
 from test_deepfool import BOTH, BOX, network
-from test_deepfool_promises import Fails
+from test_untouched import Fails
 from torch import nn
 
 from margins import datasets, models, planar, training
@@ -18,34 +17,6 @@ from margins.attacks.race import race
 from margins.errors import MarginsError
 
 # What is exactly known
-
-
-@BOTH
-@pytest.mark.parametrize("bounds", [BOX, None])
-@pytest.mark.parametrize("classes", [2, 3, 6, 12])
-def test_linear_models_give_the_exact_distance_in_a_box_too(norm, bounds, classes):
-    model, x, y = linear(classes, classes=classes)
-    exact = nearest(model, x, y, norm, bounds)
-    found = race(model, x, y, norm=norm, bounds=bounds, targets=20)
-    reachable = exact.isfinite()
-    assert torch.equal(found.success, reachable)
-    assert torch.allclose(found.distance[reachable], exact[reachable], rtol=2e-5)
-    assert found.distance[~reachable].isinf().all()
-    assert torch.equal(found.x_adv[~reachable], x[~reachable])
-    assert (found.distance > 0).sum() > 40
-    if bounds:
-        free = nearest(model, x, y, norm, None)
-        assert (exact[reachable] > 1.001 * free[reachable]).sum() > 5  # the box was active
-
-
-@BOTH
-def test_float32_gives_the_distance_to_its_rounding(norm):
-    model, x, y = linear(3, inputs=40)
-    exact = nearest(model, x, y, norm)
-    found = race(model.float(), x.float(), y, norm=norm)
-    far = exact.isfinite() & (exact > 1e-3)
-    assert far.sum() > 40
-    assert torch.allclose(found.distance[far].double(), exact[far], rtol=1e-3)
 
 
 def test_small_networks_give_the_exact_distance_of_the_plane():
@@ -222,26 +193,6 @@ def test_shapes_types_and_counts(norm):
         assert calls.forward + calls.backward >= 2 * 35 * (steps - 1)
     empty = race(model, x[:0], y[:0])
     assert (empty.x_adv.shape, empty.distance.shape) == ((0, 10), (0,))
-
-
-@pytest.mark.parametrize("at", [None, 1, 2, 9])
-def test_the_model_is_as_it_was(at):
-    torch.manual_seed(0)
-    model, x = Fails(at).train(), torch.rand(20, 4)
-    model.body[0].weight.requires_grad_(False)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    state, y = torch.get_rng_state(), torch.zeros(20, dtype=torch.int64)
-    if at is None:
-        race(model, x, y)
-    else:
-        with pytest.raises(RuntimeError, match="planted"):
-            race(model, x, y)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert all(module.training for module in model.modules())
-    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True, True, True]
-    assert all(p.grad is None for p in model.parameters())
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not x.requires_grad
 
 
 @pytest.mark.parametrize(

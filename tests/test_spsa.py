@@ -124,25 +124,6 @@ def test_images_and_nothing_at_all():
     assert empty.x_adv.shape == (0, 2, 8, 8) and empty.success.shape == (0,)
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_model_is_as_it_was(fails):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.Linear(6, 3))
-    x = torch.rand(7, 1, 3, 3, generator=generator(0))
-    y = model.eval()(x).argmax(1)
-    model.train()
-    model[2].eval()
-    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
-    if fails:
-        calls = []
-        model[1].register_forward_hook(lambda *_: calls.append(0) if len(calls) < 3 else 1 / 0)
-    with pytest.raises(ZeroDivisionError) if fails else torch.enable_grad():
-        spsa(model, x, y, eps=1e-3, steps=3, samples=4)
-    assert [m.training for m in model] == [True, True, False, True, True] and model.training
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
