@@ -111,7 +111,7 @@ def attacking(model: nn.Module, x: Tensor, y: Tensor, bounds: Bounds) -> Iterato
             asked = x.detach().clone()
             logits = checks.logits(model(asked), len(x))
         if logits.dtype != x.dtype:
-            raise MarginsError(f"logits must be {x.dtype}, as x is, but the model returns {logits.dtype}")
+            raise MarginsError(f"logits must be {x.dtype}, as x is, but the model returns {logits.dtype}: .to(x.dtype)")
         if not torch.equal(asked, x):
             raise MarginsError("model must leave its input as it is, but changes it in place, as x.sub_(mean) does")
         checks.labels(y, len(x), logits.shape[1], x.device)
