@@ -19,7 +19,7 @@ from margins.attacks.noise import Noise
 from margins.errors import MarginsError
 from margins.losses import Loss
 
-_Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, y, logits at x) -> (B,)
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, y, logits at x) -> (B,)
 
 
 def fgsm(
@@ -123,12 +123,12 @@ def _kl(logits: Tensor, y: Tensor, clean: Tensor) -> Tensor:
     return value + (slope * (logits - logits.detach())).sum(1)
 
 
-def _plain(loss: Loss) -> _Objective:
+def _plain(loss: Loss) -> Objective:
     return lambda logits, y, clean: loss(logits, y)
 
 
-_LOSSES = {name: _plain(loss) for name, loss in losses.NAMED.items()} | {"kl": _kl}
-_LITERAL = _LOSSES | {
+OBJECTIVES = {name: _plain(loss) for name, loss in losses.NAMED.items()} | {"kl": _kl}
+_LITERAL = OBJECTIVES | {
     "cross-entropy": _plain(losses.cross_entropy),
     "kl": lambda logits, y, clean: losses.kl(logits, clean),
 }
@@ -150,7 +150,7 @@ def _attack(model, x, y, norm, eps, steps, step_size, start, loss, keep, floor, 
         x, x_adv, success = x.detach(), x.detach().clone(), wrong.clone()
         climb, exact = _best if keep == "best" else _last, not floor and bounds is not None
         for rows in parts((~wrong).nonzero()[:, 0]):
-            near = _Near(x[rows], y[rows], logits[rows], norm, eps, bounds, exact)
+            near = Near(x[rows], y[rows], logits[rows], norm, eps, bounds, exact)
             if noise is not None:
                 here = random_start(start, near.x, norm, eps, bounds, noise.keep(rows))
             else:
@@ -159,11 +159,11 @@ def _attack(model, x, y, norm, eps, steps, step_size, start, loss, keep, floor, 
     return InBall(x_adv, success, length(x_adv - x, norm), oracle.calls, norm, eps)
 
 
-def _objective(loss: str | Loss, floor: float) -> _Objective:
+def _objective(loss: str | Loss, floor: float) -> Objective:
     if callable(loss):
         return _plain(loss)
-    checks.choice("loss", loss, _LOSSES)
-    return (_LITERAL if floor else _LOSSES)[loss]
+    checks.choice("loss", loss, OBJECTIVES)
+    return (_LITERAL if floor else OBJECTIVES)[loss]
 
 
 def _check_start(start: str | Tensor, x, loss: str | Loss, bounds: Bounds) -> None:
@@ -182,7 +182,7 @@ def _check_start(start: str | Tensor, x, loss: str | Loss, bounds: Bounds) -> No
         raise MarginsError("loss 'kl' has no gradient at x itself, so it needs another start than 'none'")
 
 
-class _Near:
+class Near:
     """Samples that climb together: x (n, ...), y (n,), the logits at x (n, K), and the ball about x within the box."""
 
     def __init__(self, x: Tensor, y: Tensor, clean: Tensor, norm: float, eps: float, bounds: Bounds, exact: bool):
@@ -195,9 +195,9 @@ class _Near:
     def __len__(self) -> int:
         return len(self.x)
 
-    def keep(self, chosen: Tensor) -> "_Near":
+    def keep(self, chosen: Tensor) -> "Near":
         samples = self.x[chosen], self.y[chosen], self.clean[chosen]
-        other = _Near(*samples, self.norm, self.eps, self.bounds, self.exact)
+        other = Near(*samples, self.norm, self.eps, self.bounds, self.exact)
         other.scale = self.scale[chosen]
         return other
 
@@ -230,26 +230,26 @@ class _Ascent:
     """Steps of a fixed length up the gradient of an objective."""
 
     oracle: Oracle
-    objective: _Objective
+    objective: Objective
     step_size: float
     floor: float
 
-    def ask(self, near: _Near, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def ask(self, near: Near, here: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient, the loss and the logits."""
         return self.oracle.gradient(here, near.y, lambda logits, y: self.objective(logits, y, near.clean))
 
-    def step(self, near: _Near, here: Tensor, gradient: Tensor) -> Tensor:
+    def step(self, near: Near, here: Tensor, gradient: Tensor) -> Tensor:
         return near.project(torch.add(here, direction(gradient, near.norm, self.floor), alpha=self.step_size))
 
 
-def _last(ascent: _Ascent, near: _Near, here: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _last(ascent: _Ascent, near: Near, here: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """The last iterate, and whether it is misclassified."""
     for _ in range(steps):
         here = ascent.step(near, here, ascent.ask(near, here)[0])
     return here, ascent.oracle.wrong(here, near.y)
 
 
-def _best(ascent: _Ascent, near: _Near, here: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _best(ascent: _Ascent, near: Near, here: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """The first misclassified iterate, else that of the largest loss (x among them), and whether it is one."""
     point, solved = near.x.clone(), torch.zeros_like(near.y, dtype=torch.bool)
     row = torch.arange(len(near), device=here.device)

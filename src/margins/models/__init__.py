@@ -12,13 +12,14 @@ from torch import nn
 
 from margins.errors import MarginsError
 from margins.models.cnn import CNN
+from margins.models.lenet import LeNetSmall
 from margins.models.linear import Linear
 from margins.models.mlp import MLP
 
-__all__ = ["CNN", "FAMILIES", "MLP", "Linear", "build", "frozen"]
+__all__ = ["CNN", "FAMILIES", "MLP", "LeNetSmall", "Linear", "build", "frozen"]
 
 #: What `build` knows.
-FAMILIES: dict[str, type[nn.Module]] = {"linear": Linear, "mlp": MLP, "cnn": CNN}
+FAMILIES: dict[str, type[nn.Module]] = {"linear": Linear, "mlp": MLP, "cnn": CNN, "lenet-small": LeNetSmall}
 
 
 def build(name: str, **settings) -> nn.Module:
@@ -37,18 +38,19 @@ def build(name: str, **settings) -> nn.Module:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
+def frozen(model: nn.Module, evaluating: bool = True) -> Iterator[nn.Module]:
     """The model in evaluation mode and without parameter gradients, inside a `with` block.
 
-    Afterwards, also after an exception, each module's mode and each parameter's `requires_grad` are as they were.
-    BatchNorm statistics do not move in evaluation mode.
+    `evaluating` false leaves it in the mode that it is in. Afterwards, also after an exception, each module's mode and
+    each parameter's `requires_grad` are as they were. BatchNorm statistics do not move in evaluation mode.
     """
     if not isinstance(model, nn.Module):
         raise MarginsError(f"model must be a torch.nn.Module, but is a {type(model).__name__}")
     modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.eval()
+        if evaluating:
+            model.eval()
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
         yield model

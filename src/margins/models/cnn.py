@@ -46,7 +46,7 @@ class CNN(nn.Module):
         layers: list[nn.Module] = []
         for block in blocks:
             for outputs in block:
-                layers += [_convolution(channels, outputs, kernel, padding, generator), nn.ReLU()]
+                layers += [convolution(channels, outputs, kernel, padding, generator), nn.ReLU()]
                 channels, height, width = outputs, height + 2 * padding - kernel + 1, width + 2 * padding - kernel + 1
             layers.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2
@@ -72,8 +72,11 @@ class CNN(nn.Module):
         return self.head(self.features(x))
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, padding: int, generator: torch.Generator) -> nn.Conv2d:
-    layer = nn.utils.skip_init(nn.Conv2d, inputs, outputs, kernel, padding=padding)
+def convolution(
+    inputs: int, outputs: int, kernel: int, padding: int, generator: torch.Generator, stride: int = 1
+) -> nn.Conv2d:
+    """A convolution drawn from `generator`, all entries uniform in +-1/sqrt(inputs of a neuron), as PyTorch's own."""
+    layer = nn.utils.skip_init(nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=padding)
     bound = (inputs * kernel**2) ** -0.5
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -bound, bound, generator=generator)
