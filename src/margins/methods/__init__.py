@@ -1,0 +1,34 @@
+"""Training methods as rows.
+
+`METHODS` is the table of them by the papers' names; each comes from a function with settings, as `trades(beta=12)`.
+`Row`, `Phase` and `Term` are what they are made of, `Steps` and `Ramp` coefficients that change, `PGD` the craft.
+"""
+
+from margins.methods.baselines import (
+    alp,
+    at,
+    boosted,
+    gairat,
+    he_alp,
+    he_at,
+    he_trades,
+    l_softmax,
+    mail_at,
+    mail_mart,
+    mail_trades,
+    mart,
+    mma,
+    plain,
+    trades,
+)  # fmt: skip
+from margins.methods.craft import PGD
+from margins.methods.regularised import amm, at_emr, emr, igr, lma_at, ours
+from margins.methods.rows import Phase, Ramp, Row, Steps, Term
+from margins.methods.summary import summary
+from margins.methods.table import METHODS
+
+__all__ = [
+    "METHODS", "PGD", "Phase", "Ramp", "Row", "Steps", "Term", "alp", "amm", "at", "at_emr", "boosted", "emr", "gairat",
+    "he_alp", "he_at", "he_trades", "igr", "l_softmax", "lma_at", "mail_at", "mail_mart", "mail_trades", "mart", "mma",
+    "ours", "plain", "summary", "trades",
+]  # fmt: skip

@@ -1,0 +1,100 @@
+"""Methods that add terms to a row: input gradients, effective margins, LMA's logits, AMM's distances.
+
+Costs as in `margins.methods.baselines`.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from margins import checks, losses
+from margins.errors import MarginsError
+from margins.methods.baselines import CE, at, boosted, plain
+from margins.methods.craft import PGD
+from margins.methods.rows import Row, Schedule, Steps, Term
+from margins.penalties.context import Part
+from margins.penalties.deepfool import DeepFoolMargin
+from margins.penalties.emr import ApproximateEMR
+from margins.penalties.gradient import InputGradient
+from margins.penalties.moving_average import MovingAverage
+
+#: Where EMR's paper divides the learning rate, and its coefficient with it, by 10: in AT's 100 epochs.
+AT_DROPS = ((60 / 100, 0.1), (90 / 100, 0.01))
+
+
+def igr(coefficient: float = 1.0, row: Row | None = None) -> Row:
+    """`row` (standard training) + coefficient x ||d CE / d x||^2. Costs 3 more: 6 of standard training, 26 of AT.
+
+    At adversaries where the row crafts any. The authors' code sweeps its lambda from 100 to 100,000 with batches of
+    256, which is 0.2 to 195 here, and has no default.
+    """
+    note = "a coefficient to sweep: the authors' code has no default"
+    return _with(row or plain(), InputGradient(), coefficient, "; Ross and Doshi-Velez 2018, Eq. 6", note)
+
+
+def emr(
+    row: Row, coefficient: float, temperature: float, drops: tuple[tuple[float, float], ...] = (), mode: str = "eval"
+) -> Row:
+    """`row` + coefficient x EMR's penalty for many classes (Eq. 7), at adversaries where the row crafts any.
+
+    coefficient: in our mean over the samples; the released code's lambda is 128 times it. drops: shares of the training
+    and multipliers. Costs 4 more, 3 without BatchNorm and dropout, where the forward is shared.
+    """
+    schedule = Steps(checks.number("coefficient", coefficient), tuple(drops)) if drops else coefficient
+    return _with(row, ApproximateEMR(temperature, mode), schedule, "; EMR, Eq. 7; ziquanliu/Effective_Margin_Reg")
+
+
+def at_emr(coefficient: float = 3 / 128, temperature: float = 40.0) -> Row:
+    """AT + EMR. Costs 27, or 26 without BatchNorm and dropout. See `emr`."""
+    return emr(at(), coefficient, temperature, AT_DROPS)
+
+
+def ours(
+    row: Row,
+    *,
+    tau: float = 0.2,
+    beta: float = 86.0,
+    alpha: float = 5.345,
+    delta: float = 0.9,
+    divided: bool = True,
+    reading: str = "batch",
+    direction: str = "algorithm",
+    inner: bool = True,
+    outer: bool = True,
+) -> Row:
+    """`row` as LMA improves it: + L'(x') + beta mHuber of the moving averages, crafted with CE + L' (Tables 1, 11, 13).
+
+    inner, outer: whether L' is in what is crafted with (else the row's own craft stays), and in the training loss.
+    beta 0: neither mHuber nor moving average. tau, alpha, reading, direction: see `MovingAverage`; delta, divided: see
+    `multi_margin`. Costs 23 where clean samples enter neither through the row nor through beta, else 26. Raises
+    MarginsError for a row of several phases.
+    """
+    if row.later:
+        raise MarginsError("row: LMA's terms are for methods of one phase, but this row has more")
+    given = {"delta": checks.number("delta", delta, 0), "divided": checks.choice("divided", divided, (True, False))}
+    craft = PGD(loss=partial(losses.margin_cross_entropy, **given)) if inner else row.craft
+    terms = (Term(partial(losses.multi_margin, **given)),) * outer + row.terms
+    if checks.number("beta", beta, 0):
+        terms += (Term(MovingAverage(tau, alpha, reading, direction), "both", beta),)
+    return replace(row, craft=craft, terms=terms, source="LMA, Algorithm 1 and Table 1")
+
+
+def lma_at(guarded: bool = True, craft: Part | None = None, **settings) -> Row:
+    """LMA-AT: L'(x') + BCE(x') + beta mHuber, crafted with CE + L'. Costs 26. settings: those of `ours`."""
+    return ours(boosted(guarded, craft), **settings)
+
+
+def amm(coefficient: float = 32.0, **settings) -> Row:
+    """Standard training + AMM's regulariser; settings and cost: those of `DeepFoolMargin`. MNIST's values."""
+    terms = (Term(CE, "clean"), Term(DeepFoolMargin(**settings), "clean", coefficient))
+    return Row(None, terms, recipe={"clip": 10.0}, source="AMM, Eqs. 6 and 7, Appendix Table 1")
+
+
+def _with(row: Row, penalty: Part, coefficient: float | Schedule, source: str, note: str = "") -> Row:
+    """`row` with a penalty in all its phases, at adversaries where a phase crafts any."""
+
+    def more(phase):
+        return (*phase.terms, Term(penalty, "adversarial" if phase.craft else "clean", coefficient))
+
+    later = tuple(replace(phase, terms=more(phase)) for phase in row.later)
+    note = "; ".join(filter(None, (row.note, note)))
+    return replace(row, terms=more(row), later=later, source=row.source + source, note=note)

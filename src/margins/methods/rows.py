@@ -1,0 +1,198 @@
+"""A training method as a row: what crafts the adversary, which terms are summed, from when on, by which recipe."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor
+
+from margins import checks
+from margins.errors import MarginsError
+from margins.models.heads import Head
+from margins.penalties.context import PLACES, Context, Part
+
+WHERE = ("clean", "adversarial", "both", "parameters")
+Schedule = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A coefficient that changes at shares of the training: `Steps(1.0, ((0.6, 0.1), (0.9, 0.01)))`, multipliers."""
+
+    value: float
+    changes: tuple[tuple[float, float], ...]
+
+    def __call__(self, progress: float) -> float:
+        factors = [factor for begin, factor in self.changes if progress >= begin - 1e-9]
+        return self.value * (factors[-1] if factors else 1.0)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A coefficient that grows linearly from 0 to its value in the first share `until` of the training."""
+
+    value: float
+    until: float
+
+    def __call__(self, progress: float) -> float:
+        return self.value * min(1.0, progress / self.until)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A summand of the training loss: coefficient x mean over the batch of weight x function.
+
+    function: at "clean" or "adversarial" samples a per-sample loss (logits (B, K), y (B,)) -> (B,), as those of
+        `margins.losses`; at "both" (adversarial logits, clean logits, y) -> (B,); of the "parameters" (model) -> a
+        number; or a `Part`, which is asked as part(context, at).
+    coefficient: a number, or a function of the share of the training that is done.
+    weight: None, or a `Part`: one number a sample, (B,). Where its attribute `detached` is true no gradient goes
+        through it.
+    """
+
+    function: Callable[..., Tensor] | Part
+    at: str = "adversarial"
+    coefficient: float | Schedule = 1.0
+    weight: Part | None = None
+
+    def __post_init__(self):
+        if not callable(self.function):
+            raise MarginsError(f"function of a term must be a function or a Part, but is {self.function!r}")
+        checks.choice("at", self.at, WHERE)
+        if not callable(self.coefficient):
+            checks.number("coefficient", self.coefficient)
+        if self.weight is not None and not isinstance(self.weight, Part):
+            raise MarginsError(f"weight of a term must be a Part or None, but is {self.weight!r}")
+        if isinstance(self.function, Part) and self.at == "parameters":
+            raise MarginsError(f"at: {self.name} looks at samples, not at the parameters")
+        if self.weight is not None and self.at == "parameters":
+            raise MarginsError("weight: a term of the parameters has no samples to weight")
+
+    @property
+    def name(self) -> str:
+        return called(self.function)
+
+    def scale(self, progress: float) -> float:
+        """The coefficient at that share of the training."""
+        return self.coefficient(progress) if callable(self.coefficient) else self.coefficient
+
+    def values(self, context: Context) -> Tensor:
+        """The weighted values, (B,), or a number () of the parameters."""
+        if self.at == "parameters":
+            return self.function(context.model)
+        if isinstance(self.function, Part):
+            found = self.function(context, self.at)
+        elif self.at == "both":
+            found = self.function(context.logits("adversarial"), context.logits("clean"), context.y)
+        else:
+            found = self.function(context.logits(self.at), context.y)
+        if found.shape != context.y.shape:
+            raise MarginsError(f"term {self.name} must return {tuple(context.y.shape)}, but gave {tuple(found.shape)}")
+        return found if self.weight is None else self.weight(context, self.at) * found
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Craft and terms from a share `begin` of the epochs on. craft: a `Part` that sets `context.x_adv`, or None."""
+
+    craft: Part | None
+    terms: tuple[Term, ...]
+    begin: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "terms", tuple(self.terms))
+        if self.craft is not None and not isinstance(self.craft, Part):
+            raise MarginsError(f"craft must be a Part or None, but is {self.craft!r}")
+        if not self.terms or not all(isinstance(term, Term) for term in self.terms):
+            raise MarginsError(f"terms must be one or more Terms, but are {self.terms!r}")
+        checks.number("begin", self.begin, 0, 1)
+        looking = [term.name for term in self.terms if term.at in ("adversarial", "both")]
+        if self.craft is None and looking:
+            raise MarginsError(f"craft: {', '.join(looking)} look at adversarial samples, but nothing crafts them")
+
+    @property
+    def parts(self) -> list[Part]:
+        """Craft, penalties and weights that are more than functions of logits, each once."""
+        found = [self.craft, *(one for term in self.terms for one in (term.function, term.weight))]
+        return list({id(part): part for part in found if isinstance(part, Part)}.values())
+
+    @property
+    def differentiated(self) -> frozenset[tuple[str, str]]:
+        """(place, mode) of the forwards that a term differentiates to the input."""
+        asked = [(term.at, part) for term in self.terms for part in (term.function, term.weight)]
+        return frozenset((at, mode) for at, part in asked if isinstance(part, Part) for mode in part.input_grad)
+
+    @property
+    def looked(self) -> frozenset[str]:
+        """The places that the terms look at."""
+        return frozenset(place for term in self.terms for place in PLACES if term.at in (place, "both"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training method.
+
+    craft, terms: of the first phase; later: the phases after it, in order.
+    head: what replaces the model's last layer (`margins.models.heads`), None to leave it.
+    start: the row whose trained weights it starts from, None for new ones.
+    recipe: fields of the recipe that this method needs otherwise than the table has them.
+    source: the paper, and the place in it. note: how it differs from that, where it does.
+    """
+
+    craft: Part | None
+    terms: tuple[Term, ...]
+    later: tuple[Phase, ...] = ()
+    head: Head | None = None
+    start: "Row | None" = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+    note: str = ""
+
+    def __post_init__(self):
+        begins = [phase.begin for phase in self.phases]
+        if begins != sorted(set(begins)):
+            raise MarginsError(f"later: phases must begin one after the other, but begin at {begins}")
+        if self.start is not None and self.start.head != self.head:
+            raise MarginsError(f"start: the row to start from has the head {self.start.head}, this one {self.head}")
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(self.craft, self.terms), *self.later)
+
+    def describe(self) -> dict[str, Any]:
+        """Everything of the row that decides the outcome of its training, as JSON."""
+        told = {"phases": [describe(phase) for phase in self.phases], "recipe": describe(dict(self.recipe))}
+        told |= {"head": describe(self.head)} if self.head is not None else {}
+        return told | ({"start": self.start.describe()} if self.start is not None else {})
+
+
+def called(function: object) -> str:
+    """A short name for a function, a partial of one, or a part."""
+    if isinstance(function, partial):
+        return called(function.func)
+    return function.__name__ if isinstance(function, FunctionType) else type(function).__name__
+
+
+def describe(value: Any) -> Any:
+    """`value` as JSON: functions by module and name, parts and other dataclasses by their settings and revision."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, list | tuple):
+        return [describe(one) for one in value]
+    if isinstance(value, Mapping):
+        return {str(name): describe(one) for name, one in value.items()}
+    if isinstance(value, FunctionType):
+        return f"{value.__module__.removeprefix('margins.')}.{value.__qualname__}"
+    if isinstance(value, partial):
+        return {"function": describe(value.func), "given": describe([*value.args, value.keywords])}
+    if is_dataclass(value):
+        told = {"kind": type(value).__name__} | {one.name: describe(getattr(value, one.name)) for one in fields(value)}
+        return told | ({"revision": value.revision} if isinstance(value, Part) else {})
+    raise MarginsError(
+        f"{value!r} of a row can't be recorded: use functions, functools.partial, numbers, text, and dataclasses"
+    )
