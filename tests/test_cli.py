@@ -9,6 +9,7 @@ import pytest
 
 import margins
 from margins import cli, paths, recording
+from margins.cluster import Cluster
 
 
 def test_record_passes_on_what_was_asked_for(monkeypatch):
@@ -25,10 +26,17 @@ def test_record_passes_on_what_was_asked_for(monkeypatch):
         "budget": 1200.0,
         "dry_run": True,
         "results": Path("out"),
+        "cluster": None,
     }
     assert cli.main(["record", "amm/toy", "--scale", "quick"]) == 3
     given = [asked[key] for key in ("seeds", "rows", "jobs", "budget", "dry_run", "results")]
     assert given == [None, None, 1, None, False, None]
+    for line, cluster in [
+        ("--cluster", Cluster(None, 1.0, 0.0)),
+        ("--cluster auto --gpus-per-unit 0.5 --cpus-per-unit 4", Cluster("auto", 4.0, 0.5)),
+    ]:
+        assert cli.main(["record", "amm/toy", "--scale", "quick", *line.split()]) == 3
+        assert asked["cluster"] == cluster
 
 
 @pytest.mark.parametrize(("text", "value"), [("90s", 90), ("20m", 1200), ("1.5h", 5400)])
@@ -44,6 +52,7 @@ def test_times(text, value):
         ("--budget 20", "'20' given, a time such as"),
         ("--budget 0m", "'0m' given, a time such as"),
         ("--jobs 0", "'0' given, a whole number from 1"),
+        ("--cluster --gpus-per-unit one", "'one' given, a number such as 0, 0.5 or 2"),
         ("--job", "expected one argument"),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from margins import cli, papers, paths, recording
+from margins import cli, papers, paths, provenance
 from margins.experiments import EXPERIMENTS
 from margins.records import Store
 
@@ -21,7 +21,7 @@ def user(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     monkeypatch.setenv("MARGINS_OFFLINE", "1")
     monkeypatch.setenv("MARGINS_DATA", str(tmp_path))
-    monkeypatch.setattr(recording, "_commit", lambda: ("0" * 40, ""))
+    monkeypatch.setattr(provenance, "commit", lambda: ("0" * 40, ""))
 
     def run(*line: str) -> tuple[int, str]:
         status = cli.main([*line, "--results", str(tmp_path / "results")])

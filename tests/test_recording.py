@@ -1,109 +1,28 @@
-"""`margins record`: nothing lost, doubled or half-written, whatever happens to the process, the disk or the tree."""
+"""`margins record`: nothing lost, doubled or half-written, whatever happens to the runs, the disk or the records."""
 
 import errno
-import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sums
 import torch
+from stores import contents
 
 from margins import checkpoints, experiments, paths, recording
 from margins.errors import MarginsError
-from margins.experiments import Experiment, Outcome
+from margins.estimates import makespan
+from margins.experiments import EXPERIMENTS, Outcome
 from margins.records import Store
-
-KILLS = 4
-#: Of the toy: its run gets longer with them, and so more kills hit it.
-EPOCHS = 120
-#: The part of a run in which it is killed, by jobs: short, so that many kills are needed to get through it.
-SHARE = {1: 0.25, 2: 0.35}
-
-
-def environment(cache: Path) -> dict[str, str]:
-    return {**os.environ, "MARGINS_CACHE": str(cache), "MARGINS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-
-
-def recorder(results: Path, cache: Path, jobs: int) -> subprocess.Popen:
-    command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(results), str(jobs), str(EPOCHS)]
-    return subprocess.Popen(command, env=environment(cache), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def contents(results: Path) -> dict[str, object]:
-    """Every file of a store: arrays as bytes, records without what tells of time and machine."""
-    found = {}
-    for path in sorted(results.rglob("*.*")):
-        if path.suffix == ".json":
-            record = json.loads(path.read_text())
-            del record["provenance"]
-            found[str(path.relative_to(results))] = record
-        elif path.is_file():
-            found[str(path.relative_to(results))] = path.read_bytes()
-    return found
-
-
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_killed_at_random_moments_it_ends_in_the_same_records(tmp_path, jobs):
-    seconds = []
-    for _ in range(2):  # the second time there is nothing to do: so long it takes to start
-        start = time.monotonic()
-        undisturbed = recorder(tmp_path / "undisturbed", tmp_path / "cache-1", jobs)
-        assert undisturbed.wait(timeout=120) == 0, undisturbed.stderr.read()
-        seconds.append(time.monotonic() - start)
-        undisturbed.stderr.close()
-    moments, hit = random.Random(jobs), 0
-    for _ in range(KILLS):
-        process = recorder(tmp_path / "killed", tmp_path / "cache-2", jobs)
-        time.sleep(seconds[1] + moments.uniform(0, SHARE[jobs]) * (seconds[0] - seconds[1]))
-        hit += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
-    assert hit, "every kill came too late to disturb anything"
-    last = recorder(tmp_path / "killed", tmp_path / "cache-2", jobs)
-    # A worker of a killed run may hold the lock for half a second more: then the message says so
-    while last.wait(timeout=120) != 0 and b"another process" in last.stderr.read():
-        last = recorder(tmp_path / "killed", tmp_path / "cache-2", jobs)
-    assert last.returncode == 0
-    assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
-    last.stderr.close()
-
-
-def square(units, checkpoint):
-    (unit,) = units
-    state = checkpoint.load() or {"total": 0.0, "step": 0}
-    while state["step"] < unit.config["steps"]:
-        state = {"total": state["total"] + unit.config["value"], "step": state["step"] + 1}
-        checkpoint.tick(lambda state=state: state)
-    if unit.config["value"] < 0:
-        raise ValueError("a negative value")
-    return [Outcome({"total": state["total"]}, arrays={"seed": np.array([unit.seed])})]
 
 
 @pytest.fixture
 def experiment(monkeypatch, tmp_path):
+    """Sums of two rows and three seeds, with a cache of their own."""
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
-    made = Experiment(
-        name="test/sum",
-        title="sums",
-        source="a test",
-        rows={"one": {"value": 1.0}, "two": {"value": 2.0}},
-        scales={"quick": {"steps": 5}, "laptop": {"steps": 50}},
-        seeds=(0, 1, 2),
-        run=square,
-        revisions={"sum": 1},
-    )
-    monkeypatch.setitem(experiments.EXPERIMENTS, made.name, made)
-    return made
+    return EXPERIMENTS[sums.SUM]
 
 
 def test_results_are_complete_or_say_what_is_missing(experiment, tmp_path):
@@ -218,35 +137,11 @@ def test_a_checkpoint_of_another_kind_is_told(tmp_path):
         checkpoints.Checkpoint(tmp_path / "run.pt").load()
 
 
-def test_an_exception_ends_the_workers_and_what_waits_for_them():
-    pool = ProcessPoolExecutor(2, get_context("spawn"))
-    with pytest.raises(KeyboardInterrupt), recording.stopping(pool):
-        waiting = [pool.submit(time.sleep, 15) for _ in range(6)]
-        while not waiting[0].running():
-            time.sleep(0.05)
-        start = time.monotonic()
-        raise KeyboardInterrupt
-    assert time.monotonic() - start < 5
-
-
 def test_a_folder_that_cannot_be_written_is_told_before_any_run(experiment, tmp_path, monkeypatch):
     (tmp_path / "results").write_text("a file, not a folder")
     monkeypatch.setattr(recording, "_run_all", None)
     with pytest.raises(MarginsError, match=r"results: .* can't be written to"):
         recording.record("test/sum", scale="quick", results=tmp_path / "results")
-
-
-def test_interrupted_with_several_processes_it_stops_at_once(tmp_path):
-    process = recorder(tmp_path / "results", tmp_path / "cache", 2)
-    while not list((tmp_path / "cache").rglob("*.lock")):
-        time.sleep(0.05)
-    time.sleep(1)
-    start = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=30)
-    process.stderr.close()
-    assert process.returncode != 0 and time.monotonic() - start < 5
-    assert len(list((tmp_path / "results").rglob("*.json"))) < 19
 
 
 def contents_of(folder: Path) -> dict[Path, bytes]:
@@ -269,46 +164,98 @@ def test_a_full_disk_is_told_and_loses_nothing(experiment, tmp_path, monkeypatch
     assert len(Store(tmp_path).all("test/sum")) == 6
 
 
-def test_beyond_quick_a_dirty_tree_is_refused(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "_commit", lambda: ("0" * 40, "there are uncommitted changes (M code.py)"))
-    assert recording.record("test/sum", scale="quick", results=tmp_path) == 0
-    with pytest.raises(MarginsError, match=r"scale laptop: .* there are uncommitted changes .M code\.py."):
-        recording.record("test/sum", scale="laptop", results=tmp_path)
-    assert len(Store(tmp_path).all("test/sum")) == 6
-
-
-def test_the_tree_of_a_checkout(tmp_path, monkeypatch):
-    def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments], cwd=tmp_path, check=True)
-
-    monkeypatch.setattr(paths, "REPO", tmp_path)
-    git("init", "-q")
-    (tmp_path / "code.py").write_text("1\n")
-    commit, problem = recording._commit()
-    assert commit is None and problem.startswith("there is none; MARGINS_COMMIT")
-    monkeypatch.setenv("MARGINS_COMMIT", "a" * 40)
-    assert recording._commit() == ("a" * 40, "")
-    git("add", "-A")
-    git("commit", "-qm", "one")
-    commit, change = recording._commit()
-    assert (len(commit), change) == (40, "")
-    (tmp_path / "data" / "results").mkdir(parents=True)
-    (tmp_path / "data" / "results" / "a.json").write_text("{}")
-    assert recording._commit() == (commit, "")
-    (tmp_path / "code.py").write_text("2\n")
-    assert recording._commit() == (commit, "there are uncommitted changes (M code.py)")
-
-
 def test_two_processes_do_not_record_the_same_experiment(experiment, tmp_path):
     with recording._lock("test/sum"), pytest.raises(MarginsError, match="being recorded by another process"):
         recording.record("test/sum", scale="quick", results=tmp_path)
 
 
-def test_a_record_says_where_it_comes_from(experiment, tmp_path):
+def test_the_units_of_the_first_seed_run_first():
+    rows = {"one": {"value": 1.0}, "alone": {"value": 2.0, "seeds": (7,)}, "two": {"value": 3.0}}
+    made = replace(EXPERIMENTS[sums.SUM], rows=rows, seeds=(4, 2))
+    units = made.units("quick")
+    assert [(unit.row, unit.seed) for unit in units] == [("one", 4), ("alone", 7), ("two", 4), ("one", 2), ("two", 2)]
+    assert made.groups("quick") == [[unit] for unit in units]
+    stacked = replace(made, stack=lambda unit: unit.row == "two")
+    assert [[unit.seed for unit in group] for group in stacked.groups("quick")] == [[4, 7, 2], [4, 2]]
+
+
+def test_a_diverged_run_is_recorded_and_told(experiment, tmp_path, monkeypatch, capsys):
+    rows = {"one": {"value": 1.0}, "wild": {"value": 1e9}}
+    monkeypatch.setitem(EXPERIMENTS, "test/sum", replace(experiment, rows=rows, seeds=(0,)))
+    assert recording.record("test/sum", scale="quick", results=tmp_path) == 0
+    said = capsys.readouterr()
+    assert "[1/2] test/sum quick 'one' seed 0: recorded (" in said.out
+    assert "[2/2] test/sum quick 'wild' seed 0: diverged (" in said.out
+    found = experiments.results("test/sum", "quick", Store(tmp_path))
+    assert [found.diverged(row).tolist() for row in rows] == [[False], [True]]
+    assert "test/sum quick 'one' seed 0: the total is 5.0\n" in said.err  # what a run says of its progress
+
+
+def test_curves_of_runs_that_ended_early_are_filled_with_nan(experiment, tmp_path, monkeypatch):
+    def short(units, checkpoint):
+        return [Outcome({}, curves={"loss": [1.0, 0.5, 0.25][: 3 - units[0].seed]})]
+
+    monkeypatch.setitem(EXPERIMENTS, "test/sum", replace(experiment, run=short))
     recording.record("test/sum", scale="quick", results=tmp_path)
-    record = Store(tmp_path).all("test/sum")[0]
-    assert record.config == {"steps": 5, "value": record.config["value"]}
-    assert {"seconds", "device", "threads", "versions", "commit", "recorded", "peak_memory_mib"} <= set(
-        record.provenance
-    )
-    assert {"python", "torch", "numpy"} <= set(record.provenance["versions"])
+    curve = experiments.results("test/sum", "quick", Store(tmp_path)).curve("one", "loss")
+    np.testing.assert_array_equal(curve, [[1, 0.5, 0.25], [1, 0.5, np.nan], [1, np.nan, np.nan]])
+
+
+@pytest.mark.parametrize(("count", "message"), [(0, "no outcome for test/sum"), (2, "more outcomes than the 1 units")])
+def test_a_run_that_returns_another_number_of_outcomes_fails(experiment, tmp_path, monkeypatch, capsys, count, message):
+    monkeypatch.setitem(EXPERIMENTS, "test/sum", replace(experiment, run=lambda units, _: [Outcome({})] * count))
+    assert recording.record("test/sum", scale="quick", results=tmp_path) == 1
+    assert f"RuntimeError: {message}" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_how_long_each_run_and_all_will_take(experiment, tmp_path, monkeypatch, capsys):
+    def dry(jobs=1):
+        assert recording.record("test/sum", scale="quick", results=tmp_path, dry_run=True, jobs=jobs) == 0
+        return capsys.readouterr().out.splitlines()[1:]
+
+    lines = dry()
+    assert lines[0] == "test/sum at scale quick: 0 of 6 records are there; 6 runs to do"
+    assert lines[1:3] == ["  test/sum quick 'one' seed 0: unknown", "  test/sum quick 'two' seed 0: unknown"]
+    monkeypatch.setitem(EXPERIMENTS, "test/sum", replace(experiment, minutes={"quick": 2.0}))
+    lines = dry(jobs=4)
+    assert lines[0].endswith("6 runs to do, about 12.0 minutes on one thread, about 4.0 minutes with 4 jobs")
+    assert lines[1] == "  test/sum quick 'one' seed 0: about 2.0 minutes"
+    rows = {**experiment.rows, "three": {"value": 3.0}}
+    monkeypatch.setitem(EXPERIMENTS, "test/sum", replace(experiment, rows=rows, minutes={"quick": 2.0}))
+    store = Store(tmp_path)
+    recording.record("test/sum", scale="quick", rows=("one",), seeds=(0, 1), results=tmp_path)
+    recording.record("test/sum", scale="quick", rows=("two",), seeds=(0,), results=tmp_path)
+    for made in store.all("test/sum"):
+        seconds = {("one", 0): 60.0, ("one", 1): 600.0, ("two", 0): 90.0}[made.row, made.seed]
+        store.save(replace(made, provenance={**made.provenance, "seconds": seconds}), store.arrays(made))
+    capsys.readouterr()
+    lines = dry(jobs=2)  # the row's own median, or that of all three
+    assert lines[0].endswith("6 runs to do, about 13.0 minutes on one thread, about 7.0 minutes with 2 jobs")
+    assert lines[1:] == [
+        "  test/sum quick 'three' seed 0: about 1.5 minutes",
+        "  test/sum quick 'two' seed 1: about 1.5 minutes",
+        "  test/sum quick 'three' seed 1: about 1.5 minutes",
+        "  test/sum quick 'one' seed 2: about 5.5 minutes",
+        "  test/sum quick 'two' seed 2: about 1.5 minutes",
+        "  test/sum quick 'three' seed 2: about 1.5 minutes",
+    ]
+    assert len(store.all("test/sum")) == 3
+
+
+def test_how_long_runs_take_that_are_begun_in_order():
+    assert makespan([3.0, 1.0, 1.0, 4.0], 1) == 9
+    assert makespan([3.0, 1.0, 1.0, 4.0], 2) == 6  # 3 | 1, 1, 4
+    assert makespan([3.0, 1.0, 1.0, 4.0], 9) == 4
+
+
+def test_states_of_one_run_in_files_of_their_own(tmp_path):
+    checkpoint = checkpoints.Checkpoint(tmp_path / "run.pt", deadline=0.0)
+    for number, one in enumerate([checkpoint, checkpoint.beside("PGD"), checkpoint.beside("eps = 8/255")]):
+        with pytest.raises(checkpoints.OutOfTime):
+            one.tick(lambda number=number: {"number": number})
+    assert [checkpoint.load(), checkpoint.beside("PGD").load()] == [{"number": 0}, {"number": 1}]
+    assert checkpoint.beside("eps = 8/255").load("number") == {"number": 2}
+    other = tmp_path / "run2.pt"
+    other.write_bytes(b"of another run")
+    checkpoint.clear()
+    assert list(tmp_path.iterdir()) == [other]

@@ -48,8 +48,14 @@ def _tidy(given: argparse.Namespace) -> int:
 
 def _record(given: argparse.Namespace) -> int:
     import margins.papers  # noqa: F401  registers the experiments
+    from margins.cluster import Cluster
     from margins.recording import record
 
+    cluster = None
+    if given.cluster is not None:
+        cluster = Cluster(given.cluster or None, given.cpus_per_unit or 1.0, given.gpus_per_unit or 0.0)
+    elif given.cpus_per_unit is not None or given.gpus_per_unit is not None:
+        raise MarginsError("--cpus-per-unit, --gpus-per-unit: they are for --cluster")
     return record(
         given.experiment,
         scale=given.scale,
@@ -59,6 +65,7 @@ def _record(given: argparse.Namespace) -> int:
         budget=given.budget,
         dry_run=given.dry_run,
         results=given.results,
+        cluster=cluster,
     )
 
 
@@ -143,6 +150,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> float:
+    """Read a number of processors, 0 or above; a part of one is allowed."""
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} given, a number such as 0, 0.5 or 2 expected")
+    return float(text)
+
+
 def seed(text: str) -> int:
     """Read a whole number of at least 0."""
     if not text.isdecimal():
@@ -194,6 +208,11 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument("--budget", type=seconds, metavar="T", help="stop after 90s, 20m, 1h; the next call goes on")
     record.add_argument("--dry-run", action="store_true", help="say what would run")
     record.add_argument("--results", type=Path, metavar="DIR", help="write to this folder instead of data/results")
+    record.add_argument(
+        "--cluster", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster (no address: on this machine)"
+    )
+    record.add_argument("--cpus-per-unit", type=share, metavar="C", help="CPUs of a run on the cluster (default: 1)")
+    record.add_argument("--gpus-per-unit", type=share, metavar="G", help="GPUs of a run on the cluster (default: 0)")
 
     evaluate = command("evaluate", _evaluate, "Attack a model on a test set, and say whether to believe the numbers.")
     evaluate.epilog, evaluate.formatter_class = _EVALUATE, argparse.RawDescriptionHelpFormatter

@@ -1,0 +1,39 @@
+"""Recording under torchrun: several processes take part in each run, and one of them writes and speaks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import sums
+from stores import contents
+
+from margins import paths, recording
+from margins.records import Store
+
+
+def torchrun(folder: Path, name: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [sums.__file__, name, str(folder / "results")]
+    environment = {**os.environ, "MARGINS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_two_processes_make_the_records_of_one(tmp_path, monkeypatch):
+    store = Store(tmp_path / "results")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "log").touch()
+    done = torchrun(tmp_path, sums.SUM)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": recorded (") == 6 and done.stdout.count("6 runs to do") == 1
+    assert "Warning" not in done.stderr
+    steps = (tmp_path / "cache" / "log").read_text().splitlines()
+    assert len(steps) == 2 * 6 * 5 and all(steps.count(step) == 2 for step in steps)  # both took part in every run
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "another cache")
+    assert recording.record(sums.SUM, scale="quick", results=tmp_path / "undisturbed") == 0
+    assert contents(store.root) == contents(tmp_path / "undisturbed")
+
+
+def test_a_failure_in_one_process_ends_them_all(tmp_path):
+    done = torchrun(tmp_path, sums.BAD)
+    assert done.returncode == 1 and "ValueError: only here" in done.stderr

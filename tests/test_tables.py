@@ -1,0 +1,147 @@
+"""A table of methods is trained, attacked and recorded; what is there is not run again, and what is added is added."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from margins import checkpoints, experiments, methods, paths
+from margins.experiments import results
+from margins.penalties.context import Threat
+from margins.recording import record
+from margins.records import Store
+from margins.tables import Columns, job, table
+from margins.training import Recipe
+
+PGD = {"attack": "pgd", "steps": 5, "step_size": 0.02, "start": "none"}
+COLUMNS = {
+    "attacks": Columns({"PGD-5": PGD, "margin PGD": PGD | {"loss": "margin"}}),
+    "last": Columns({"PGD-5": PGD}, weights="last"),
+    "AutoAttack": Columns({"AutoAttack": {"attack": "autoattack", "steps": 3, "queries": 10}}, images=20),
+}
+ROWS = {
+    "ST": methods.plain(),
+    "LMA-AT": methods.lma_at(beta=1.0),
+    "ST, then AT": replace(methods.at(), start=methods.plain()),
+}
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {})
+
+    def made(rows=ROWS, columns=COLUMNS, lr=0.3, images=60):
+        return table(
+            "test/table", title="t", source="s", model={"name": "mlp", "inputs": 64, "hidden": (8,), "classes": 10},
+            data="digits", validation=50, threat=Threat(math.inf, 0.05, 0.02, 3), rows=rows, columns=columns,
+            scales={"quick": (100, Recipe(epochs=5, batch_size=20, lr=lr))}, seeds=(0, 1),
+            images={"quick": {name: images for name in ("attacks", "last") if name in columns}},
+        )  # fmt: skip
+
+    def go(store=tmp_path / "results", **given):
+        return record("test/table", scale="quick", results=store, **given)
+
+    return made, go, tmp_path
+
+
+def keys(folder):
+    return {path.stem for path in (folder / "results").rglob("*.json")}
+
+
+def test_a_table_is_recorded_and_read_as_one(make, capsys):
+    made, go, folder = make
+    made()
+    assert go() == 0
+    found = results("test/table", "quick", Store(folder / "results"))
+    for row in ROWS:
+        for name in ("clean", "PGD-5", "margin PGD", "clean, last", "PGD-5, last"):
+            images = found.samples(row, name)
+            assert images.shape == (2, 60) and images.dtype == bool
+            assert np.allclose(found.metric(row, name), 100 * images.mean(1))
+        assert found.samples(row, "AutoAttack").shape == (2, 20)
+        assert (found.samples(row, "PGD-5") <= found.samples(row, "clean")).all()
+        assert np.isin(found.metric(row, "best epoch"), range(1, 6)).all()
+        assert found.curve(row, "validation PGD-10").shape == (2, 5)
+    assert (found.metric("ST", "clean") > 30).all()
+    count = len(keys(folder))
+    assert count == 3 * 2 * 4
+    assert go() == 0 and "0 runs to do" in capsys.readouterr().out
+
+
+def test_an_attack_added_later_adds_records_and_trains_nothing(make, monkeypatch):
+    made, go, folder = make
+    made(columns={"attacks": COLUMNS["attacks"]})
+    go()
+    before = keys(folder)
+    made()
+
+    def never(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(job, "train", never)
+    assert go() == 0
+    assert before < keys(folder) and len(keys(folder)) == 2 * len(before)
+
+
+def test_lost_weights_are_trained_again_to_the_same(make):
+    made, go, folder = make
+    made(rows={"ST": ROWS["ST"]}, columns={"attacks": COLUMNS["attacks"]})
+    go()
+    for path in (folder / "cache" / "weights").iterdir():
+        path.unlink()
+    made(rows={"ST": ROWS["ST"]})
+    assert go() == 0
+    assert results("test/table", "quick", Store(folder / "results")).samples("ST", "AutoAttack").shape == (2, 20)
+
+
+def test_settings_of_the_training_change_all_keys_and_those_of_a_column_its_own(make):
+    made, _, _ = make
+    def parts(experiment):
+        return {(unit.row, unit.seed, unit.part): unit.key for unit in experiment.units("quick")}
+
+    first, other, fewer = parts(made()), parts(made(lr=0.4)), parts(made(images=50))
+    assert not set(first.values()) & set(other.values())
+    assert {name for name in first if first[name] != fewer[name]} == {n for n in first if n[2] in ("attacks", "last")}
+    beta = parts(made(rows=ROWS | {"LMA-AT": methods.lma_at(beta=2.0)}))
+    assert {name for name in first if first[name] != beta[name]} == {name for name in first if name[0] == "LMA-AT"}
+
+
+def test_a_row_that_starts_from_another_begins_with_its_weights(make):
+    made, go, folder = make
+    later = {"later": replace(methods.at(), start=methods.plain(), recipe={"lr": 1e-12})}
+    columns = {"attacks": COLUMNS["attacks"]}
+    made(rows=later, columns=columns)
+    go()
+    made(rows={"ST": methods.plain()}, columns=columns)
+    go()
+    store = Store(folder / "results")
+    ended = results("test/table", "quick", store).samples("ST", "clean")
+    made(rows=later, columns=columns)
+    assert (results("test/table", "quick", store).samples("later", "clean") == ended).all()
+
+
+def test_a_diverged_row_is_recorded_as_such(make):
+    made, go, folder = make
+    made(rows={"ST": methods.plain()}, lr=1e30)
+    assert go() == 0
+    found = results("test/table", "quick", Store(folder / "results"))
+    assert found.diverged("ST").all() and np.isnan(found.metric("ST", "AutoAttack")).all()
+
+
+def test_a_budget_stops_it_anywhere_and_it_goes_on_to_the_same_records(make, monkeypatch):
+    made, go, folder = make
+    made(rows={"LMA-AT": ROWS["LMA-AT"]})
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    stops = 0
+    while (status := go(budget=0.15)) != 0:
+        assert status == 3
+        stops += 1
+    assert stops > 0
+    assert go(store=folder / "undisturbed") == 0
+    a, b = (results("test/table", "quick", Store(folder / name)) for name in ("results", "undisturbed"))
+    for name in ("clean", "PGD-5", "margin PGD", "PGD-5, last", "AutoAttack"):
+        assert (a.samples("LMA-AT", name) == b.samples("LMA-AT", name)).all()
+    assert torch.equal(torch.tensor(a.curve("LMA-AT", "rate")), torch.tensor(b.curve("LMA-AT", "rate")))
