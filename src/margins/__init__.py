@@ -4,6 +4,7 @@ from importlib import import_module
 
 from margins.errors import MarginsError
 
+_ROOMS = ("attacks", "datasets", "losses", "margin", "methods", "models", "training")
 __all__ = ["MarginsError", "evaluate", "page"]
 
 
@@ -17,6 +18,6 @@ def __getattr__(name: str) -> object:
         from margins.evaluation import evaluate
 
         return evaluate
-    if name in ("attacks", "datasets", "losses", "margin", "models"):  # so that `import margins` is enough
+    if name in _ROOMS:  # so that `import margins` is enough
         return import_module(f"margins.{name}")
     raise AttributeError(f"module 'margins' has no attribute {name!r}")

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from margins.errors import MarginsError
 from margins.files import atomic
@@ -12,15 +13,27 @@ from margins.files import atomic
 SECONDS = 20.0
 
 
-class OutOfTime(Exception):
+class OutOfTime(BaseException):  # as KeyboardInterrupt: what guards against a failing model must let it through
     """The time budget has passed; the run's state is saved and the same command goes on from there."""
 
 
-class Checkpoint:
-    """The state of one run in a file. `deadline` is a time.monotonic() after which the run stops at its next tick."""
+def _silent(line: str) -> None:
+    """Where nobody looks."""
 
-    def __init__(self, path: Path, deadline: float | None = None):
-        self.path, self.deadline, self._saved = path, deadline, time.monotonic()
+
+class Checkpoint:
+    """The state of one run in a file. `deadline` is a time.monotonic() after which the run stops at its next tick.
+
+    `say(line)` shows a line about how far the run is to whoever looks; it may be called often and changes nothing.
+    """
+
+    def __init__(self, path: Path, deadline: float | None = None, say: Callable[[str], None] = _silent):
+        self.path, self.deadline, self.say, self._saved = path, deadline, say, time.monotonic()
+
+    def beside(self, name: str) -> "Checkpoint":
+        """Another state of the same run, in a file of its own: that of its training, say, and that of an attack."""
+        path = self.path.with_name(f"{self.path.stem}-{quote(name, safe='')}{self.path.suffix}")
+        return Checkpoint(path, self.deadline, self.say)
 
     def load(self, *keys: str) -> dict[str, Any] | None:
         """The saved state (tensors, numbers, strings and containers of them), or None. Raises MarginsError.
@@ -55,4 +68,6 @@ class Checkpoint:
             raise OutOfTime
 
     def clear(self) -> None:
-        self.path.unlink(missing_ok=True)
+        """Delete the state, and those beside it."""
+        for path in (self.path, *self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}")):
+            path.unlink(missing_ok=True)

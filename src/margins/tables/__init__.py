@@ -1,0 +1,148 @@
+"""Tables of training methods as experiments: rows x seeds, trained alike, then attacked alike."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from margins import checks
+from margins.checkpoints import Checkpoint
+from margins.experiments import Experiment, Outcome, Unit, register
+from margins.methods.rows import Row, describe
+from margins.penalties.context import Threat
+from margins.search import Search, name_of, search
+from margins.tables.job import ATTACKS, VALIDATION, Job
+from margins.training import Recipe
+from margins.training.loop import REVISION
+
+__all__ = ["Columns", "table", "tuning"]
+TRAINING = "training"
+#: Raised when a change of an attack changes results.
+EVALUATION = 1
+
+
+@dataclass(frozen=True)
+class Columns:
+    """An evaluation of a table: attacks on the first `images` test images of a permutation, in one record.
+
+    attacks: name of the column -> the attack's name in `ATTACKS` as "attack", and its own settings; norm and eps are
+    the table's. weights: "best" by validation, or "last". images: None for all.
+    """
+
+    attacks: Mapping[str, Mapping[str, Any]]
+    images: int | None = None
+    weights: str = "best"
+
+    def __post_init__(self):
+        checks.choice("weights", self.weights, ("best", "last"))
+        for name, given in self.attacks.items():
+            checks.choice(f"attack of {name}", given.get("attack"), ATTACKS)
+
+    def settings(self) -> dict[str, Any]:
+        told = {"attacks": describe(self.attacks), "images": self.images, "weights": self.weights}
+        return told | {"revision": EVALUATION}
+
+
+def table(
+    name: str,
+    *,
+    title: str,
+    source: str,
+    model: Mapping[str, Any],
+    data: str,
+    validation: int,
+    threat: Threat,
+    rows: Mapping[str, Row],
+    columns: Mapping[str, Columns],
+    scales: Mapping[str, tuple[int, Recipe]],
+    seeds: Sequence[int],
+    images: Mapping[str, Mapping[str, int]] = {},
+    minutes: Mapping[str, Any] = {},
+) -> Experiment:
+    """Register a table of `rows`, each trained with every seed and then evaluated by each of `columns`.
+
+    model: the name and settings of `models.build`. data: the name of a data set; a scale takes so many training images,
+    the first of a permutation, and the `validation` ones after them are held out. threat: what is trained, validated
+    and attacked against. scales: scale -> (training images, recipe). images: scale -> column -> number of test images
+    there, where it is not the column's own. minutes: as of `Experiment`, with the parts "training" and the columns.
+
+    A row's and seed's records: "training" has the curves and what was chosen; each column's has, by the name of the
+    attack, the robust accuracy in % and per image whether it withstood, and "clean". Names of an evaluation of the last
+    weights end with ", last". The weights lie in the cache; where they are missing there, the row is trained again.
+    """
+
+    # "clean" is a column of one evaluation, of the best and of the last weights, and not of those after it
+    first = {one.weights: column for column, one in reversed(columns.items())}.values()
+
+    def run(units: list[Unit], checkpoint: Checkpoint) -> Iterable[Outcome]:
+        recipe = scales[units[0].scale][1]
+        job = Job(rows[units[0].row], recipe, threat, units[0], checkpoint)
+        return (job.training() if unit.part == TRAINING else job.evaluation(unit) for unit in units)
+
+    return register(
+        Experiment(
+            name=name,
+            title=title,
+            source=source,
+            rows={label: {"method": row.describe()} for label, row in rows.items()},
+            scales={
+                scale: {
+                    "size": size,
+                    "recipe": describe(recipe),
+                    "parts": {column: {"images": count} for column, count in images.get(scale, {}).items()},
+                }
+                for scale, (size, recipe) in scales.items()
+            },
+            settings={"model": dict(model), "data": data, "validation": validation, "threat": describe(threat)},
+            parts={TRAINING: {}} | {part: one.settings() | {"first": part in first} for part, one in columns.items()},
+            revisions={"training": REVISION},
+            seeds=tuple(seeds),
+            run=run,
+            minutes=minutes,
+        )
+    )
+
+
+def tuning(
+    name: str,
+    *,
+    title: str,
+    source: str,
+    candidates: Sequence[Mapping[str, Any]],
+    row: Callable[..., Row],
+    model: Mapping[str, Any],
+    data: str,
+    validation: int,
+    threat: Threat,
+    scales: Mapping[str, tuple[int, Recipe]],
+    seeds: Sequence[int],
+    minutes: Mapping[str, float] = {},
+) -> Search:
+    """Register a search over the settings of a row: `row(**candidate)` is trained for each, and only validated.
+
+    The other arguments are those of `table`. Records have the best epoch's "validation PGD-10" and "validation clean"
+    in %, and their curves. No test image is read.
+    """
+    rows = {name_of(candidate): row(**candidate) for candidate in candidates}
+
+    def run(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
+        (unit,) = units
+        outcome = Job(rows[unit.row], scales[unit.scale][1], threat, unit, checkpoint).training()
+        kept = {metric: outcome.metrics[metric] for metric in VALIDATION}
+        curves = {curve: outcome.curves[curve] for curve in VALIDATION}
+        return [Outcome(kept, curves, status=outcome.status, facts=outcome.facts)]
+
+    return register(
+        search(
+            candidates,
+            row=lambda candidate: {"method": rows[name_of(candidate)].describe()},
+            name=name,
+            title=title,
+            source=source,
+            scales={scale: {"size": size, "recipe": describe(recipe)} for scale, (size, recipe) in scales.items()},
+            settings={"model": dict(model), "data": data, "validation": validation, "threat": describe(threat)},
+            revisions={"training": REVISION},
+            seeds=tuple(seeds),
+            run=run,
+            minutes=minutes,
+        )
+    )

@@ -1,0 +1,181 @@
+"""One row of a table with one seed: its training, where it is needed, and its evaluations."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from margins import datasets, models, paths
+from margins.attacks.autoattack import autoattack
+from margins.attacks.pgd import cw, fgsm, pgd
+from margins.attacks.race import race
+from margins.attacks.spsa import spsa
+from margins.attacks.square import square
+from margins.checkpoints import Checkpoint, OutOfTime
+from margins.datasets import Data
+from margins.evaluation import evaluate
+from margins.experiments import Outcome, Unit
+from margins.files import atomic
+from margins.methods.rows import Row
+from margins.penalties.context import Threat
+from margins.training import Recipe, processes, train
+
+#: Subsets, of training and of test images, begin a permutation drawn with this seed: the same for every row and seed.
+PERMUTATION = 0
+#: Images at a time in an evaluation.
+BATCH = 250
+#: What of a unit's configuration decides the trained weights.
+_DECIDES = ("method", "model", "data", "size", "validation", "recipe", "threat")
+ATTACKS = {
+    "fgsm": fgsm, "pgd": pgd, "cw": cw, "autoattack": autoattack, "square": square, "spsa": spsa, "race": race,
+}  # fmt: skip
+#: The curves of a training that tell of held-out images.
+VALIDATION = ("validation PGD-10", "validation clean")
+
+
+@dataclass(eq=False)
+class Job:
+    """One row with one seed: its training, where it is needed, and its evaluations."""
+
+    row: Row
+    recipe: Recipe
+    threat: Threat
+    unit: Unit
+    checkpoint: Checkpoint
+
+    def __post_init__(self):
+        processes.join()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def training(self) -> Outcome:
+        """Train, keep the weights in the cache, and tell what happened along the way."""
+        kept = self._train(self.row)
+        curves, chosen = kept["curves"], kept["chosen"]
+        metrics = {"best epoch": chosen if kept["status"] == "done" else math.nan}
+        for name in ("validation PGD-10", "validation clean"):
+            if name in curves:
+                metrics |= {name: curves[name][chosen - 1], f"{name}, last": curves[name][-1]}
+        if kept["status"] == "diverged":
+            metrics = dict.fromkeys(metrics, math.nan)
+        return Outcome(metrics, curves, status=kept["status"], facts={"weights": kept["digest"]})
+
+    def evaluation(self, unit: Unit) -> Outcome:
+        """Attack the best or the last weights on test images. Every column of a diverged row is nan."""
+        kept, config = self._weights(self.row), unit.config
+        ending = "" if config["weights"] == "best" else ", last"
+        facts = {"weights": kept["digest"]}
+        if kept["status"] == "diverged":
+            names = ["clean", *config["attacks"]]
+            return Outcome({f"{name}{ending}": math.nan for name in names}, status="diverged", facts=facts)
+        model = self._model(self.row)
+        model.load_state_dict(kept[config["weights"]])
+        test = datasets.load(config["data"], "test", size=config["images"], seed=PERMUTATION)
+        resume = self.checkpoint.path.with_name(f"{unit.key}.npz")
+        resume.parent.mkdir(parents=True, exist_ok=True)
+        with _stopping(model, self.checkpoint), _exact():
+            result = evaluate(
+                model.eval(), test.x.to(self.device), test.y.to(self.device), norm=self.threat.norm,
+                eps=self.threat.eps, attacks=self._attacks(config["attacks"]), margins={}, batch_size=BATCH,
+                seed=unit.seed, resume=resume,
+            )  # fmt: skip
+        resume.unlink()
+        withstood = {"clean": result.correct} | {name: one.robust for name, one in result.attacks.items()}
+        if not config["first"]:
+            del withstood["clean"]
+        metrics = {f"{name}{ending}": 100 * kept.double().mean().item() for name, kept in withstood.items()}
+        metrics[f"images of {unit.part}"] = len(test.x)
+        facts |= {f"failed checks of {unit.part}": "; ".join(one.name for one in result.failed)}
+        return Outcome(metrics, arrays={f"{n}{ending}": kept.numpy() for n, kept in withstood.items()}, facts=facts)
+
+    def _attacks(self, columns: Mapping[str, Mapping[str, Any]]) -> dict[str, partial]:
+        ball = {"norm": self.threat.norm, "eps": self.threat.eps}
+        attacks = {}
+        for name, given in columns.items():
+            attack = ATTACKS[given["attack"]]
+            taken = {key: value for key, value in ball.items() if key in signature(attack).parameters}
+            attacks[name] = partial(attack, **taken, **{key: value for key, value in given.items() if key != "attack"})
+        return attacks
+
+    def _weights(self, row: Row) -> dict[str, Any]:
+        path = self._path(row)
+        return torch.load(path, weights_only=True) if path.exists() else self._train(row)
+
+    def _path(self, row: Row) -> Path:
+        """Where the weights lie: the name holds all that decides them."""
+        config = {name: self.unit.config[name] for name in _DECIDES} | {"method": row.describe()}
+        text = json.dumps([config, self.unit.seed, self.unit.scale, self.device.type], sort_keys=True)
+        return paths.CACHE / "weights" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
+
+    def _model(self, row: Row) -> nn.Module:
+        settings = dict(self.unit.config["model"])
+        generator = torch.Generator().manual_seed(self.unit.seed)
+        model = models.build(settings.pop("name"), **settings, generator=generator)
+        return (model if row.head is None else row.head.put_on(model)).to(self.device)
+
+    def _train(self, row: Row) -> dict[str, Any]:
+        """Train a row, after the row that it starts from, and write the weights: in one file, or not at all."""
+        model = self._model(row)
+        if row.start is not None:
+            model.load_state_dict(self._weights(row.start)["best"])
+        train_data, held_out = self._data()
+        trained = train(
+            model, replace(row, head=None), train_data, recipe=self.recipe, threat=self.threat, seed=self.unit.seed,
+            validation=held_out, checkpoint=self.checkpoint.beside(self._path(row).stem), progress=self.checkpoint.say,
+        )  # fmt: skip
+        kept = {name: getattr(trained, name) for name in ("best", "last", "status", "curves", "chosen")}
+        kept["digest"] = _digest([trained.best, trained.last])
+        if processes.rank() == 0:
+            with atomic(self._path(row)) as file:
+                torch.save(kept, file)
+        return kept
+
+    def _data(self) -> tuple[Data, Data]:
+        """The training images and, from the same permutation of the training split, the held-out ones."""
+        size, held = self.unit.config["size"], self.unit.config["validation"]
+        data = datasets.load(self.unit.config["data"], "train", size=size + held, seed=PERMUTATION)
+        x, y = data.x.to(self.device), data.y.to(self.device)
+        return replace(data, x=x[:size], y=y[:size]), replace(data, x=x[size:], y=y[size:])
+
+
+def _digest(states: Sequence[Mapping[str, Tensor]]) -> str:
+    found = hashlib.sha256()
+    for state in states:
+        for name, value in state.items():
+            found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode() + value.numpy().tobytes())
+    return found.hexdigest()
+
+
+@contextmanager
+def _stopping(model: nn.Module, checkpoint: Checkpoint) -> Iterator[None]:
+    """Within the block a forward past the deadline raises OutOfTime; finished batches lie in a file."""
+
+    def late(*_) -> None:
+        if checkpoint.deadline is not None and time.monotonic() > checkpoint.deadline:
+            raise OutOfTime
+
+    hook = model.register_forward_pre_hook(late)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Evaluation in full float32: no TensorFloat-32 in convolutions on a GPU."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -1,0 +1,246 @@
+"""The one training loop: any row, on data in memory, exactly resumable."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from margins import checks
+from margins.checkpoints import Checkpoint
+from margins.datasets import Data
+from margins.methods.rows import Phase, Row
+from margins.penalties.context import Context, Run, Threat
+from margins.training import processes
+from margins.training.batches import Augment, batches, stream
+from margins.training.recipe import Recipe
+from margins.training.selection import Selection, weights
+
+#: Raised when a change here changes results.
+REVISION = 1
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a training returns.
+
+    best, last: state dicts on the CPU, best by validation (the last where there was none). status: "done", or
+    "diverged" where the loss was not finite; curves then end there. curves: name -> one number an epoch; nan in epochs
+    that were not validated. chosen: the epoch of `best`, counted from 1. seconds: of all sessions together.
+    """
+
+    best: State
+    last: State
+    status: str
+    curves: Mapping[str, list[float]]
+    chosen: int
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    row: Row,
+    data: Data,
+    *,
+    recipe: Recipe,
+    threat: Threat,
+    seed: int,
+    validation: Data | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Trained:
+    """Train `model` in place by `row`, and return the best and the last weights.
+
+    data: x (N, ...) in [0, 1] and y on the model's device. validation: held-out samples; PGD-10 on them selects the
+    best epoch, clean accuracy and then the later one where it is equal. The row's recipe fields replace `recipe`'s.
+    seed: of order, augmentation, noise and dropout; the model brings its initial weights. checkpoint: the run goes on
+    from it, bit for bit on a CPU, and raises OutOfTime past its deadline. progress: is told a line an epoch.
+    Under torchrun every process calls this alike; each takes a part of every batch.
+
+    Costs, a step: what the row's craft and terms say, in forwards; a plain step is 3, and each PGD step in craft 2.
+    Raises MarginsError, before any step, for a row that does not fit the model or the data.
+    """
+    checks.network(model, data.x)
+    checks.labels(data.y, len(data.x), data.classes, data.x.device)
+    checks.whole("seed", seed)
+    loop = _Loop(model, row, data, replace(recipe, **row.recipe), threat, seed, validation)
+    return loop.run(checkpoint, progress or (lambda line: None))
+
+
+class _Loop:
+    """One training run under way: everything that is in its checkpoint."""
+
+    def __init__(self, model, row: Row, data: Data, recipe: Recipe, threat: Threat, seed: int, validation):
+        self.recipe, self.seed, self.data, self.threat = recipe, seed, data, threat
+        self.phases = copy.deepcopy(row.phases)  # parts keep state: each run has its own
+        if row.head is not None:
+            row.head.put_on(model)
+        self.parts = [part for phase in self.phases for part in phase.parts]
+        self.model = model = processes.prepare(model, self.parts)
+        self.steps = recipe.steps(len(data.x))
+        uneven = not recipe.drop_last and len(data.x) % recipe.batch_size != 0
+        self.told = Run(model, data.x, data.y, data.classes, threat, recipe.batch_size, uneven, processes.count())
+        self.told.combine = processes.total
+        for part in self.parts:
+            part.begin(self.told)
+        processes.check(self.parts)
+        self.images = data.x.ndim == 4  # with the channels last convolutions are faster, on GPUs and CPUs
+        if self.images:
+            model.to(memory_format=torch.channels_last)
+        self._train_mode()
+        self.forward = torch.compile(model) if recipe.compiled else None
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = recipe.optimizer(model)
+        self.average = None
+        if recipe.average is not None:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
+        self.selection = Selection(validation, threat)
+        self.step, self.before, self.begun = 0, 0.0, time.monotonic()
+        self.curves: dict[str, list[float]] = {}
+        self.sums: dict[str, Tensor] = {}
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.begun
+
+    def run(self, checkpoint: Checkpoint | None, progress: Callable[[str], None]) -> Trained:
+        if checkpoint is not None and (state := checkpoint.load("model", "step")) is not None:
+            self._load(state)
+        epochs, finite = self.recipe.epochs, True
+        while finite and self.step < epochs * self.steps:
+            epoch = self.step // self.steps
+            self._epoch(epoch, checkpoint)
+            finite = self._close(epoch)
+            self._tick(checkpoint)
+            left = self.seconds / (epoch + 1) * (epochs - epoch - 1)
+            told = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.curves.items())
+            progress(f"epoch {epoch + 1} of {epochs}: {told}; about {left:.0f} s left")
+        last = weights(self._result())
+        best = self.selection.weights or last
+        self.model.eval()
+        chosen = self.selection.epoch or self.step // self.steps
+        return Trained(best, last, "done" if finite else "diverged", self.curves, chosen, self.seconds)
+
+    def _result(self) -> nn.Module:
+        return self.model if self.average is None else self.average.module
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        for module in self.model.modules() if self.recipe.frozen_norms else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval().requires_grad_(False)
+
+    def _epoch(self, epoch: int, checkpoint: Checkpoint | None) -> None:
+        """The rest of an epoch."""
+        recipe, first = self.recipe, self.step % self.steps
+        phase = [phase for phase in self.phases if epoch / recipe.epochs >= phase.begin - 1e-9][-1]
+        if first == 0:
+            self.sums = {}
+            for part in phase.parts:
+                part.start_epoch(self.told)
+        augment = Augment(len(self.data.x), recipe.crop, recipe.flip, self.seed, epoch, self.data.x.device)
+        for index in batches(len(self.data.x), recipe.batch_size, recipe.drop_last, self.seed, epoch, first):
+            if self.step % self.steps != first:
+                self._tick(checkpoint)
+            self._step(phase, augment, index)
+            self.step += 1
+
+    def _step(self, phase: Phase, augment: Augment, index: Tensor) -> None:
+        progress = self.step / (self.recipe.epochs * self.steps)
+        context = self._context(phase, augment, index, progress)
+        if phase.craft is not None:
+            phase.craft(context, "clean")
+        losses = []
+        for term in phase.terms:
+            values = term.values(context)
+            mean = values.sum() / (context.total if values.ndim else self.told.processes)
+            losses.append(term.scale(progress) * mean)
+            name = f"{term.name} at {term.at}"
+            self.sums[name] = self.sums.get(name, 0) + mean.detach()
+        self.optimizer.zero_grad()
+        torch.autograd.backward(sum(losses), inputs=self.trained)
+        processes.add(parameter.grad for parameter in self.trained)
+        if self.recipe.clip is not None:
+            nn.utils.clip_grad_norm_(self.trained, self.recipe.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate(self.step, self.steps)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        for part in phase.parts:
+            part.after_step(self.told)
+
+    def _context(self, phase: Phase, augment: Augment, index: Tensor, progress: float) -> Context:
+        total, first = len(index), processes.first(len(index))
+        index = processes.share(index).to(self.data.x.device, non_blocking=True)
+        x = augment(self.data.x[index], index)
+        if self.images:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return Context(
+            self.model,
+            x,
+            self.data.y[index],
+            index,
+            total=total,
+            first=first,
+            progress=progress,
+            step=self.step,
+            seed=stream(self.seed, 3, self.step),
+            threat=self.threat.at(progress),
+            forward=self.forward,
+            autocast=self.recipe.precision == "bf16",
+            differentiated=phase.differentiated,
+            featured=any(part.features for part in phase.parts),
+            looked=phase.looked,
+        )
+
+    def _close(self, epoch: int) -> bool:
+        """End an epoch: its means, its validation; False where a mean or a weight is not finite."""
+        processes.add(self.sums.values())
+        means = {name: float(value) / self.steps for name, value in self.sums.items()}
+        finite = all(map(math.isfinite, means.values())) and all(p.isfinite().all() for p in self.trained)
+        if finite and self.selection.validation is not None:
+            robust = clean = math.nan
+            if (epoch + 1) % self.recipe.select_every == 0 or epoch + 1 == self.recipe.epochs:
+                robust, clean = self.selection.look(self._result(), epoch + 1)
+            means |= {"validation PGD-10": robust, "validation clean": clean}
+        means["rate"] = self.optimizer.param_groups[0]["lr"]
+        for name, value in means.items():
+            self.curves.setdefault(name, [math.nan] * epoch).append(value)
+        for values in self.curves.values():  # of a phase that is over
+            values += [math.nan] * (epoch + 1 - len(values))
+        return finite
+
+    def _tick(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            processes.tick(checkpoint, self._state, self.step)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "parts": [part.state for part in self.parts],
+            "selection": self.selection.state(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "curves": self.curves,
+            "sums": self.sums,
+        }
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.state = saved
+        self.selection.load(state["selection"])
+        self.step, self.before, self.begun = state["step"], state["seconds"], time.monotonic()
+        self.curves, self.sums = state["curves"], state["sums"]

@@ -1,0 +1,103 @@
+"""How a network is trained, whatever the method: optimiser, schedule, data, precision."""
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import SGD
+
+from margins import checks
+from margins.errors import MarginsError
+
+SCHEDULES = ("constant", "steps", "one-cycle")
+PRECISIONS = ("float32", "bf16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """SGD with momentum, and everything around it.
+
+    epochs, batch_size: of the training data; with drop_last a smaller last batch is left out.
+    lr: the initial rate of "constant" and "steps", the highest of "one-cycle" (linear up in the share warm_up of the
+        steps, linear down to 0).
+    drops: of "steps", pairs (share of the epochs, multiplier of the initial rate): ((0.5, 0.1), (0.8, 0.01)).
+    weight_decay: of all parameters, or, with decay_norms false, of those of two and more dimensions only.
+    clip: the largest length of the whole gradient, None for none.
+    average: the decay of an exponential moving average of the weights, which is then what is validated and returned;
+        None for none.
+    crop, flip: augmentation, a random crop after padding by so many zeros, a horizontal flip.
+    frozen_norms: BatchNorm layers stay in evaluation mode, their parameters as they are.
+    select_every: epochs between two validations.
+    precision: "bf16" for autocast; losses and penalties stay in float32. compiled: forwards by torch.compile, but for
+        those that are differentiated to the input in training.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    drop_last: bool = False
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decay_norms: bool = True
+    schedule: str = "steps"
+    drops: tuple[tuple[float, float], ...] = ()
+    warm_up: float = 0.25
+    clip: float | None = None
+    average: float | None = None
+    crop: int = 0
+    flip: bool = False
+    frozen_norms: bool = False
+    select_every: int = 1
+    precision: str = "float32"
+    compiled: bool = False
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "select_every"):
+            checks.whole(name, getattr(self, name), 1)
+        checks.whole("crop", self.crop)
+        checks.number("lr", self.lr, 0, above=True)
+        checks.number("momentum", self.momentum, 0, 1)
+        checks.number("weight_decay", self.weight_decay, 0)
+        checks.number("warm_up", self.warm_up, 0, 1)
+        checks.choice("schedule", self.schedule, SCHEDULES)
+        checks.choice("precision", self.precision, PRECISIONS)
+        if self.clip is not None:
+            checks.number("clip", self.clip, 0, above=True)
+        if self.average is not None:
+            checks.number("average", self.average, 0, 1)
+        if self.nesterov and not self.momentum:
+            raise MarginsError("nesterov needs a momentum above 0")
+        drops = tuple(tuple(pair) for pair in self.drops)
+        shares = [share for share, _ in drops]
+        if drops and self.schedule != "steps":
+            raise MarginsError(f"drops belong to the schedule 'steps', but it is {self.schedule!r}")
+        if shares != sorted(shares) or not all(0 <= share <= 1 and factor >= 0 for share, factor in drops):
+            raise MarginsError(f"drops must be pairs (share of epochs, multiplier), in order, but are {self.drops!r}")
+        object.__setattr__(self, "drops", drops)
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of that step, of as many in an epoch as `steps`."""
+        progress = step / (self.epochs * steps)
+        if self.schedule == "one-cycle":
+            up = progress / self.warm_up if self.warm_up else 1.0
+            return self.lr * min(up, (1 - progress) / max(1 - self.warm_up, 1e-12))
+        epoch = step // steps / self.epochs
+        # a share such as 0.6 of 15 epochs must not miss its epoch by rounding
+        factors = [factor for share, factor in self.drops if epoch >= share - 1e-9]
+        return self.lr * (factors[-1] if factors else 1.0)
+
+    def steps(self, samples: int) -> int:
+        """Steps in an epoch of so many samples. Raises MarginsError where drop_last leaves none."""
+        count = samples / self.batch_size
+        steps = math.floor(count) if self.drop_last else math.ceil(count)
+        if not steps:
+            raise MarginsError(f"batch_size: with drop_last {self.batch_size} leaves nothing of {samples} samples")
+        return steps
+
+    def optimizer(self, model: nn.Module) -> SGD:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [{"params": [p for p in trained if p.ndim > 1 or self.decay_norms], "weight_decay": self.weight_decay}]
+        if rest := [p for p in trained if p.ndim <= 1 and not self.decay_norms]:
+            groups.append({"params": rest, "weight_decay": 0.0})
+        return SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
