@@ -21,8 +21,8 @@ class InputGradient(Part):
     value is that of the gradient of the summed cross-entropy to x_i.
 
     Beside a cross-entropy of the same samples and mode it costs 3 forwards' worth, double backward included: a plain
-    step becomes 6, or 8 to 9 with BatchNorm, whose second derivative is slow. Raises MarginsError for BatchNorm in "train" over several processes, which has no second
-    derivative.
+    step becomes 6, or 8 to 9 with BatchNorm, whose second derivative is slow. Raises MarginsError for BatchNorm in
+    "train" over several processes, where it has none.
     """
 
     mode: str = "train"
