@@ -1,5 +1,6 @@
 """Tables of training methods as experiments: rows x seeds, trained alike, then attacked alike."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,7 @@ def table(
         job = Job(rows[units[0].row], recipe, threat, units[0], checkpoint)
         return (job.training() if unit.part == TRAINING else job.evaluation(unit) for unit in units)
 
+    run.__module__ = _caller()
     return register(
         Experiment(
             name=name,
@@ -131,6 +133,7 @@ def tuning(
         curves = {curve: outcome.curves[curve] for curve in VALIDATION}
         return [Outcome(kept, curves, status=outcome.status, facts=outcome.facts)]
 
+    run.__module__ = _caller()
     return register(
         search(
             candidates,
@@ -146,3 +149,8 @@ def tuning(
             minutes=minutes,
         )
     )
+
+
+def _caller() -> str:
+    """The module that declares the table: processes that run a part of it import that."""
+    return sys._getframe(2).f_globals["__name__"]
