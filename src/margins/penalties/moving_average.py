@@ -71,12 +71,18 @@ class MovingAverage(Part):
         checks.choice("at", at, ("both",))
         average = context.logits("adversarial") - context.logits("clean")
         if self.past:
-            known = self.state["average"]
-            place = context.first + torch.arange(len(context.y), device=context.y.device)
-            rows = {"batch": place, "sample": context.index, "class": context.y}[self.reading]
-            average = self.past * known[rows] + (1 - self.past) * average
-            self._next = rows, average.detach()
+            average = self.past * self.met(context) + (1 - self.past) * average
+            self._next = self._rows(context), average.detach()
         return losses.mhuber(average, self.alpha).mean(1)
+
+    def met(self, context: Context) -> Tensor:
+        """D_(t-1) of each sample, (B, K): the state that it meets."""
+        return self.state["average"][self._rows(context)]
+
+    def _rows(self, context: Context) -> Tensor:
+        if self.reading == "batch":
+            return context.first + torch.arange(len(context.y), device=context.y.device)
+        return context.index if self.reading == "sample" else context.y
 
     def after_step(self, run: Run) -> None:
         """Keep the step's average: only now, so that a part which is asked twice in a step answers the same."""
