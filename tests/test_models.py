@@ -61,7 +61,7 @@ def test_initial_weights_have_the_stated_spread():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: build("resnet", classes=2), "no model is called 'resnet'; there are: cnn, linear, mlp"),
+        (lambda: build("resnet", classes=2), "no model is called 'resnet'; there are: cnn, lenet-small, linear, mlp"),
         (lambda: build("mlp", inputs=2, classes=3), "missing a required argument: 'hidden'"),
         (lambda: build("linear", inputs=2, classes=3, width=4), "unexpected .* 'width'.*inputs, classes, bias"),
         (lambda: Linear(0, 2), "inputs must be a whole number of at least 1, but is 0"),
@@ -88,3 +88,32 @@ def test_frozen_gives_back_every_mode_and_flag():
     assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
     with pytest.raises(MarginsError, match=r"must be a torch\.nn\.Module, but is a function"), frozen(lambda x: x):
         pass
+
+
+def test_lenet_small_by_hand_and_its_size():
+    model = build("lenet-small", shape=(1, 28, 28), classes=10)
+    sizes = [16 * 16 + 16, 16 * 32 * 16 + 32, 32 * 49 * 100 + 100, 100 * 10 + 10]
+    assert sum(p.numel() for p in model.parameters()) == sum(sizes) == 166_406
+    x = torch.rand(2, 1, 28, 28, generator=generator(1))
+    one, two = model.body[0], model.body[2]
+    here = torch.relu(torch.nn.functional.conv2d(x, one.weight, one.bias, stride=2, padding=1))
+    here = torch.relu(torch.nn.functional.conv2d(here, two.weight, two.bias, stride=2, padding=1))
+    assert here.shape == (2, 32, 7, 7)
+    torch.testing.assert_close(model.features(x), torch.relu(model.body[5](here.flatten(1))))
+    assert torch.equal(model(x), model.head(model.features(x)))
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"shape": (28, 28)}, "shape"),
+        ({"shape": (1, 30, 28)}, "shape"),
+        ({"hidden": 0}, "hidden"),
+        ({"classes": 1.5}, "classes"),
+    ],
+)
+def test_a_lenet_small_that_cannot_be_is_refused(given, name):
+    with pytest.raises(MarginsError, match=name):
+        build("lenet-small", **{"shape": (1, 28, 28), "classes": 10, **given})
+    with pytest.raises(MarginsError, match="x must have"):
+        build("lenet-small", shape=(1, 28, 28), classes=10)(torch.zeros(1, 28, 28))
