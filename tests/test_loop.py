@@ -254,6 +254,10 @@ def test_a_bad_recipe_is_refused_by_name(given, name):
         (lambda: PGD(start="here"), "start"),
         (lambda: Threat(math.inf, -1.0, 0.1), "eps"),
         (lambda: run(Row(None, (Term(lambda logits, y: logits.mean(), "clean"),))), "must return"),
+        (lambda: run(replace(STANDARD, recipe={"learning_rate": 1.0})), "learning_rate"),
+        (lambda: run(model=Net(classes=4)), "a logit for each of the 3 classes, but has 4"),
+        (lambda: run(on=replace(data(), x=data().x + 1)), "box"),
+        (lambda: run(validation=data(classes=2)), "a logit for each of the 2 classes"),
     ],
 )
 def test_a_bad_row_is_refused_by_name(make, name):

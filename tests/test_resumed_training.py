@@ -67,3 +67,8 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"weights": torch.zeros(3)}, path)
     with pytest.raises(MarginsError, match="unreadable checkpoint"):
         trained("MAIL", Checkpoint(path))
+    other = Stopping(tmp_path / "other.pt", 3)
+    with pytest.raises(OutOfTime):
+        trained("LMA-AT", other)
+    with pytest.raises(MarginsError, match="of another run"):
+        trained("MAIL", Checkpoint(other.path))

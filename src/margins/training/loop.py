@@ -1,10 +1,11 @@
 """The one training loop: any row, on data in memory, exactly resumable."""
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from margins import checks
 from margins.checkpoints import Checkpoint
 from margins.datasets import Data
-from margins.methods.rows import Phase, Row
+from margins.errors import MarginsError
+from margins.methods.craft import BOX
+from margins.methods.rows import Phase, Row, describe
+from margins.models import frozen
 from margins.penalties.context import Context, Run, Threat
 from margins.training import processes
 from margins.training.batches import Augment, batches, stream
@@ -66,11 +70,23 @@ def train(
     Costs, a step: what the row's craft and terms say, in forwards; a plain step is 3, and each PGD step in craft 2.
     Raises MarginsError, before any step, for a row that does not fit the model or the data.
     """
-    checks.network(model, data.x)
-    checks.labels(data.y, len(data.x), data.classes, data.x.device)
+    processes.join()
+    _fits(model, data)
+    if validation is not None:
+        _fits(model, validation)
     checks.whole("seed", seed)
-    loop = _Loop(model, row, data, replace(recipe, **row.recipe), threat, seed, validation)
+    loop = _Loop(model, row, data, recipe.with_fields(row.recipe), threat, seed, validation)
     return loop.run(checkpoint, progress or (lambda line: None))
+
+
+def _fits(model: nn.Module, data: Data) -> None:
+    """Raise MarginsError where model and data don't fit together; two samples are asked of the model."""
+    checks.network(model, checks.inside(data.x, BOX))
+    checks.labels(data.y, len(data.x), data.classes, data.x.device)
+    with frozen(model), torch.no_grad():
+        logits = checks.logits(model(data.x[:2]), len(data.x[:2]))
+    if logits.shape[1] != data.classes:
+        raise MarginsError(f"model must have a logit for each of the {data.classes} classes, but has {logits.shape[1]}")
 
 
 class _Loop:
@@ -78,6 +94,7 @@ class _Loop:
 
     def __init__(self, model, row: Row, data: Data, recipe: Recipe, threat: Threat, seed: int, validation):
         self.recipe, self.seed, self.data, self.threat = recipe, seed, data, threat
+        self.row = row
         self.phases = copy.deepcopy(row.phases)  # parts keep state: each run has its own
         if row.head is not None:
             row.head.put_on(model)
@@ -110,7 +127,9 @@ class _Loop:
         return self.before + time.monotonic() - self.begun
 
     def run(self, checkpoint: Checkpoint | None, progress: Callable[[str], None]) -> Trained:
-        if checkpoint is not None and (state := checkpoint.load("model", "step")) is not None:
+        if checkpoint is not None and (state := checkpoint.load("run", "model", "step")) is not None:
+            if state["run"] != self._name():
+                raise MarginsError(f"{checkpoint.path}: a checkpoint of another run, with other settings; delete it")
             self._load(state)
         epochs, finite = self.recipe.epochs, True
         while finite and self.step < epochs * self.steps:
@@ -126,6 +145,11 @@ class _Loop:
         self.model.eval()
         chosen = self.selection.epoch or self.step // self.steps
         return Trained(best, last, "done" if finite else "diverged", self.curves, chosen, self.seconds)
+
+    def _name(self) -> str:
+        """What a checkpoint must be of, but for the model, whose shapes are compared when it is loaded."""
+        told = [self.row.describe(), *map(describe, (self.recipe, self.threat))]
+        return json.dumps([*told, self.seed, list(self.data.x.shape)])
 
     def _result(self) -> nn.Module:
         return self.model if self.average is None else self.average.module
@@ -223,6 +247,7 @@ class _Loop:
 
     def _state(self) -> dict[str, Any]:
         return {
+            "run": self._name(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),

@@ -1,7 +1,9 @@
 """How a network is trained, whatever the method: optimiser, schedule, data, precision."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import nn
 from torch.optim import SGD
@@ -28,8 +30,9 @@ class Recipe:
     crop, flip: augmentation, a random crop after padding by so many zeros, a horizontal flip.
     frozen_norms: BatchNorm layers stay in evaluation mode, their parameters as they are.
     select_every: epochs between two validations.
-    precision: "bf16" for autocast; losses and penalties stay in float32. compiled: forwards by torch.compile, but for
-        those that are differentiated to the input in training.
+    precision: "bf16" for autocast, losses and penalties stay in float32; "float32" as torch computes it, on a GPU with
+        TensorFloat-32 in convolutions.
+    compiled: forwards by torch.compile, but for those that are differentiated to the input in training.
     """
 
     epochs: int
@@ -75,6 +78,13 @@ class Recipe:
         if shares != sorted(shares) or not all(0 <= share <= 1 and factor >= 0 for share, factor in drops):
             raise MarginsError(f"drops must be pairs (share of epochs, multiplier), in order, but are {self.drops!r}")
         object.__setattr__(self, "drops", drops)
+
+    def with_fields(self, given: Mapping[str, Any]) -> "Recipe":
+        """The recipe with other values for some fields. Raises MarginsError for a field that there is not."""
+        names = [one.name for one in fields(self)]
+        if unknown := sorted(set(given) - set(names)):
+            raise MarginsError(f"recipe has no {', '.join(unknown)}; it has {', '.join(names)}")
+        return replace(self, **given)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of that step, of as many in an epoch as `steps`."""
