@@ -12,6 +12,7 @@ from margins.experiments import results
 from margins.penalties.context import Threat
 from margins.recording import record
 from margins.records import Store
+from margins.search import best
 from margins.tables import Columns, job, table
 from margins.training import Recipe
 
@@ -69,6 +70,17 @@ def test_a_table_is_recorded_and_read_as_one(make, capsys):
     count = len(keys(folder))
     assert count == 3 * 2 * 4
     assert go() == 0 and "0 runs to do" in capsys.readouterr().out
+
+
+def test_evaluations_of_fewer_images_are_of_the_first_of_those_of_all(make):
+    made, go, folder = make
+    fgsm = {"attack": "fgsm"}
+    made(rows={"ST": ROWS["ST"]}, columns={"all": Columns({"FGSM": fgsm}), "few": Columns({"same": fgsm}, images=90)})
+    go()
+    found = results("test/table", "quick", Store(folder / "results"))
+    assert found.samples("ST", "FGSM").shape == (2, 360)
+    assert (found.samples("ST", "FGSM")[:, :90] == found.samples("ST", "same")).all()
+    assert 0 < found.samples("ST", "FGSM").mean() < 1
 
 
 def test_an_attack_added_later_adds_records_and_trains_nothing(make, monkeypatch):
@@ -145,3 +157,18 @@ def test_a_budget_stops_it_anywhere_and_it_goes_on_to_the_same_records(make, mon
     for name in ("clean", "PGD-5", "margin PGD", "PGD-5, last", "AutoAttack"):
         assert (a.samples("LMA-AT", name) == b.samples("LMA-AT", name)).all()
     assert torch.equal(torch.tensor(a.curve("LMA-AT", "rate")), torch.tensor(b.curve("LMA-AT", "rate")))
+
+
+def test_other_processes_find_the_table_and_the_search_that_a_module_declares(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {})
+    import small_table
+
+    monkeypatch.setenv("MARGINS_CACHE", str(tmp_path / "cache"))
+    store = Store(tmp_path / "results")
+    for experiment in (small_table.TABLE, small_table.SEARCH):
+        assert record(experiment.name, scale="quick", jobs=2, results=store.root) == 0
+    assert results(small_table.TABLE.name, "quick", store).samples("AT", "PGD-5").shape == (1, 60)
+    found = results(small_table.SEARCH.name, "quick", store)
+    means = {row: found.metric(row, "validation PGD-10").mean() for row in found.records}
+    assert best(found, "validation PGD-10") == max(means, key=means.get)
+    assert set(found.records["beta 1.0"][0].metrics) == {"validation PGD-10", "validation clean"}

@@ -79,7 +79,8 @@ class Job:
             return Outcome({f"{name}{ending}": math.nan for name in names}, status="diverged", facts=facts)
         model = self._model(self.row)
         model.load_state_dict(kept[config["weights"]])
-        test = datasets.load(config["data"], "test", size=config["images"], seed=PERMUTATION)
+        images = config["images"] or len(datasets.load(config["data"], "test").y)  # all of them in that order too
+        test = datasets.load(config["data"], "test", size=images, seed=PERMUTATION)
         resume = self.checkpoint.path.with_name(f"{unit.key}.npz")
         resume.parent.mkdir(parents=True, exist_ok=True)
         with _stopping(model, self.checkpoint), _exact():
