@@ -76,10 +76,20 @@ def test_a_killed_worker_s_runs_are_made_again_on_two_machines(cache, tmp_path, 
         rows = ("one",)
         assert recording.record(sums.SUM, scale="quick", rows=rows, results=store.root, cluster=on) == 1
         assert "'one' seed 1: its worker was lost 1 times" in capfd.readouterr().err
+        (cache / "die at x 0, y 1 0").touch()
+        rows = ("x 0, y 1",)
+        assert recording.record(sums.SEARCH, scale="quick", rows=rows, results=store.root, cluster=on) == 1
+        assert "'x 0, y 1' seed 0: its worker was lost 1 times" in capfd.readouterr().err
+        monkeypatch.setattr(cluster, "GRACE", 0.0)
+        larger = replace(on, cpus=2)
+        for name in (sums.SUM, sums.SEARCH):
+            status = recording.record(name, scale="quick", results=store.root, cluster=larger, budget=1.0)
+            assert status == recording.UNFINISHED
+            assert "no machine of the cluster has CPU 2 and GPU 0" in capfd.readouterr().err
         elsewhere = replace(find(sums.SUM), run=not_installed)
         monkeypatch.setitem(EXPERIMENTS, sums.SUM, elsewhere)
         assert recording.record(sums.SUM, scale="quick", rows=("two",), results=store.root, cluster=on) == 1
-        assert "'two' seed 0 and 2 more: ModuleNotFoundError: No module named 'elsewhere'" in capfd.readouterr().err
+        assert "and 2 more: ModuleNotFoundError: No module named 'elsewhere'\n" in capfd.readouterr().err
     finally:
         machines.shutdown()
     assert sorted(record.seed for record in store.all(sums.SUM)) == [0, 2]
@@ -139,9 +149,16 @@ def test_without_ray_it_says_what_to_install(monkeypatch, capsys):
 
 
 def test_bad_clusters():
-    for given, message in [({"cpus": 0}, "cpus must be"), ({"gpus": -1}, "gpus must be"), ({"cpus": "2"}, "cpus")]:
+    bad = {
+        "cpus must be": {"cpus": 0},
+        "gpus must be": {"gpus": -1},
+        "cluster: ray://a:1 given": {"address": "ray://a:1"},
+    }
+    for message, given in bad.items():
         with pytest.raises(MarginsError, match=message):
             Cluster(**given)
+    with pytest.raises(MarginsError, match=r"cluster: 127\.0\.0\.1:1 can't be joined"), Cluster("127.0.0.1:1").joined():
+        pass
     with pytest.raises(MarginsError, match="jobs: 2 given, but on a cluster"):
         recording.record(sums.SUM, scale="quick", jobs=2, cluster=Cluster())
 

@@ -32,7 +32,10 @@ def test_results_are_complete_or_say_what_is_missing(experiment, tmp_path):
     assert recording.record("test/sum", scale="quick", rows=("one",), results=store.root) == 0
     with pytest.raises(experiments.NotRecorded, match="3 of 6"):
         experiments.results("test/sum", "quick", store)
+    part = experiments.results("test/sum", "quick", store, partial=True)
+    assert (list(part.records), part.missing) == (["one"], ("two",))
     assert recording.record("test/sum", scale="quick", results=store.root) == 0
+    assert experiments.results("test/sum", "quick", store, partial=True).missing == ()
     results = experiments.results("test/sum", "quick", store)
     assert results.metric("two", "total").tolist() == [10, 10, 10]
     assert results.samples("one", "seed").tolist() == [[0], [1], [2]]

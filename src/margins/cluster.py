@@ -42,6 +42,8 @@ class Cluster:
 
         checks.number("cpus", self.cpus, 0, above=True)
         checks.number("gpus", self.gpus, 0)
+        if self.address is not None and "://" in self.address:
+            raise MarginsError(f"cluster: {self.address} given, HOST:PORT or auto is needed, on one of its machines")
 
     def check(self) -> None:
         """Raise MarginsError where Ray is not installed."""
@@ -50,12 +52,22 @@ class Cluster:
         except ImportError as error:
             raise MarginsError(f'cluster: it needs Ray ({error}): pip install "margins-book[cluster]"') from error
 
+    def _reach(self) -> None:
+        """Raise MarginsError at once where nobody answers at the address; Ray itself tries for minutes."""
+        host, _, port = (self.address or "").rpartition(":")
+        if host and port.isdecimal():
+            try:
+                socket.create_connection((host, int(port)), timeout=10).close()
+            except (OSError, OverflowError) as error:
+                raise MarginsError(f"cluster: {self.address} can't be joined ({error})") from error
+
     @contextlib.contextmanager
     def joined(self):
         """Ray, connected; a cluster of this machine's own ends with the block."""
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent to anyone
         import ray
 
+        self._reach()
         given = {"address": self.address}
         if self.address is None:
             given = {"address": "local", "include_dashboard": False, "object_store_memory": 2 * 10**8}
@@ -70,7 +82,7 @@ class Cluster:
                 for node in ray.nodes()
             )  # fmt: skip
             if not fits:
-                wanted = f"no machine of the cluster has {self.cpus:g} CPUs and {self.gpus:g} GPUs for a run"
+                wanted = f"no machine of the cluster has CPU {self.cpus:g} and GPU {self.gpus:g}, which a run takes"
                 if self.address is None:
                     raise MarginsError(f"cluster: {wanted}")
                 print(f"margins: {wanted}; waiting for one", file=sys.stderr)
@@ -148,11 +160,19 @@ class _Live:
         if not self.job.missing:
             return Ended("diverged" if self.diverged else "recorded", self.asked[-1])
         self.lost += 1
-        why = type(error).__name__
         if self.lost > RETRIES:
-            return Ended("failed", self.unit, f"its worker was lost {self.lost} times ({why})")
-        print(f"margins: {label(self.asked)}: its worker was lost ({why}); it runs again", file=sys.stderr, flush=True)
+            return self.gone(error, self.lost)
+        what = f"{label(self.asked)}: its worker was lost ({type(error).__name__}); it runs again"
+        print(f"margins: {what}", file=sys.stderr, flush=True)
         return None
+
+    def gone(self, error: Exception, times: int) -> Ended:
+        return Ended("failed", self.unit, f"its worker was lost {times} times ({type(error).__name__})")
+
+
+def _left(jobs: list[Job]) -> float | None:
+    """Seconds until runs that have not ended are left; None for no such time."""
+    return None if jobs[0].until is None else max(jobs[0].until + GRACE - time.time(), 0.1)
 
 
 def _tasks(ray, jobs: list[Job], cluster: Cluster, store: Store, report) -> None:
@@ -162,8 +182,7 @@ def _tasks(ray, jobs: list[Job], cluster: Cluster, store: Store, report) -> None
     )
     live = {task.remote(job): _Live(job, job.missing, time.monotonic()) for job in jobs}
     while live:
-        wait = None if jobs[0].until is None else max(jobs[0].until + GRACE - time.time(), 0.0)
-        ready, _ = ray.wait(list(live), num_returns=1, timeout=wait)
+        ready, _ = ray.wait(list(live), num_returns=1, timeout=_left(jobs))
         if not ready:  # past the deadline, and neither begun nor stopped
             for state in live.values():
                 report.add(state.asked, Ended("stopped", state.unit), time.monotonic() - state.begun)
@@ -171,15 +190,11 @@ def _tasks(ray, jobs: list[Job], cluster: Cluster, store: Store, report) -> None
         state = live[ready[0]]
         try:
             ended = state.take(ray.get(next(ready[0])), store)
-        except ray.exceptions.RayTaskError as error:
-            ended = Ended("failed", state.unit, f"{type(error.cause).__name__}: {error.cause}", f"{error}\n")
-        except ray.exceptions.RayError as error:
-            ended = state.again(error)
-            del live[ready[0]]
+        except Exception as error:  # the worker's, or the record could not be written
+            ended = _ended(ray, state.unit, error) or state.again(error)
             if ended is None:
+                del live[ready[0]]
                 live[task.remote(state.job)] = state
-        except Exception as error:  # the record could not be written
-            ended = failed(state.unit, error)
         if ended is not None:
             live.pop(ready[0], None)
             report.add(state.asked, ended, time.monotonic() - state.begun)
@@ -212,16 +227,26 @@ def _trials(ray, jobs: list[Job], cluster: Cluster, store: Store, report) -> Non
         found = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, jobs=jobs), {"cpu": cluster.cpus, "gpu": cluster.gpus}),
             param_space={"job": tune.grid_search(list(range(len(jobs))))},
-            tune_config=tune.TuneConfig(reuse_actors=True),
+            tune_config=tune.TuneConfig(reuse_actors=True, time_budget_s=_left(jobs)),
             run_config=tune.RunConfig(
                 name="search", storage_path=folder, verbose=0, callbacks=[Saving()],
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         ).fit()  # fmt: skip
+    errors = {result.config["job"]: result.error for result in found if result.config}  # none where it never began
     for number, state in live.items():
-        error = next((r.error for r in found if r.config["job"] == number and r.error is not None), None)
-        ended = failed(state.unit, error or RuntimeError("its trial ended without a word"))
+        if (error := errors.get(number)) is None:  # past the deadline
+            ended = Ended("stopped", state.unit)
+        else:
+            ended = _ended(ray, state.unit, error) or state.gone(error, RETRIES + 1)
         report.add(state.asked, ended, time.monotonic() - state.begun)
+
+
+def _ended(ray, unit: Unit, error: Exception) -> Ended | None:
+    """How a job ended by an exception in its worker; None where the worker was lost."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return Ended("failed", unit, f"{type(error.cause).__name__}: {error.cause}", f"{error}\n")
+    return None if isinstance(error, ray.exceptions.RayError) else failed(unit, error)
 
 
 def _trial(config, jobs: list[Job]) -> None:
