@@ -1,6 +1,7 @@
 """Random numbers that belong to a sample: the same in whatever batch, order, device and precision it is attacked."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,15 +14,21 @@ class Noise:
 
     A hash of (seed, the sample's entries as float32, how many numbers were drawn before): samples may leave the batch
     (`keep`), come in another order or another batch, on a CPU or a GPU, and get the same numbers. Equal samples get
-    equal numbers. `generator` gives the seed and moves on by one number; None stands for a new one with seed 0.
+    equal numbers. `generator` gives the seed and moves on by one number; None stands for a new one with seed 0. Of a
+    sequence of generators each gives the seed of one group of samples, groups of equal size one after the other.
     """
 
-    def __init__(self, x: Tensor, generator: torch.Generator | None = None):
-        generator = generator or torch.Generator().manual_seed(0)
-        seed = torch.randint(-(2**31), 2**31, (), generator=generator, device=generator.device).item()
+    def __init__(self, x: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None):
+        several = generator if isinstance(generator, Sequence) else [generator or torch.Generator().manual_seed(0)]
+        seeds = [torch.randint(-(2**31), 2**31, (), generator=one, device=one.device).item() for one in several]
         bits = x.detach().float().flatten(1).contiguous().view(torch.int32)
-        entry = torch.arange(bits.shape[1], dtype=torch.int32, device=x.device) * _GOLDEN + seed
-        self.key = _mix(_mix(bits + entry).sum(1, dtype=torch.int32))
+        entry = torch.arange(bits.shape[1], dtype=torch.int32, device=x.device) * _GOLDEN
+        if len(seeds) == 1:
+            bits = bits + (entry + seeds[0])
+        else:
+            seed = torch.tensor(seeds, dtype=torch.int32, device=x.device)[:, None, None]
+            bits = (bits.view(len(seeds), -1, bits.shape[1]) + (entry + seed)).view_as(bits)
+        self.key = _mix(_mix(bits).sum(1, dtype=torch.int32))
         self.drawn = 0
 
     def keep(self, chosen: Tensor) -> "Noise":
