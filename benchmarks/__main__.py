@@ -1,4 +1,7 @@
-"""The command: python -m benchmarks, or make bench ARGS="..."; --help lists what can be chosen."""
+"""The command: python -m benchmarks, or make bench ARGS="..."; --help lists what can be chosen.
+
+Attacks beside other libraries; "training" and "evaluation" as the first word are commands of their own.
+"""
 
 import argparse
 import sys
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import report
+from benchmarks import evaluation, report, training
 from benchmarks.cases import CASES, SUBJECTS
 from benchmarks.comparison import Comparison, commit
 from benchmarks.libraries import LIBRARIES
@@ -16,6 +19,8 @@ from margins.errors import MarginsError
 
 CACHE = paths.CACHE / "bench"
 RECORDED = paths.DATA / "benchmarks"
+#: Commands by the first word: what is measured beside attacks.
+OTHERS = {"training": training.main, "evaluation": evaluation.main}
 
 
 def options(arguments=None) -> argparse.Namespace:
@@ -50,6 +55,9 @@ def options(arguments=None) -> argparse.Namespace:
 
 
 def main(arguments=None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in OTHERS:
+        return OTHERS[arguments[0]](arguments[1:])
     given = options(arguments)
     if given.show:
         tables = [report.table(report.read(path)) for path in sorted(RECORDED.glob("*.json"))]

@@ -5,21 +5,26 @@ import ast
 import math
 import re
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from small import data
 
 from margins import models, paths
 
 sys.path.insert(0, str(paths.REPO))  # the folder lies beside the package, not in it
 
 from benchmarks import __main__ as command
-from benchmarks import comparison, libraries, report, worker
+from benchmarks import comparison, evaluation, libraries, report, training, worker
 from benchmarks.cases import CASES, SUBJECTS, as_record
 from benchmarks.contenders import ours
 from benchmarks.judge import Judged, judge
 from benchmarks.report import Run
+from margins.evaluation import probes
+from margins.methods import METHODS
+from margins.training import cost
 
 FOLDER = paths.REPO / "benchmarks"
 
@@ -246,3 +251,63 @@ def test_margins_without_a_judgement_and_a_process_that_died(bench):
     assert row["units"] > 2 and "robust" not in row
     broken = bench.comparison.workers["margins"].ask({"subject": "mlp"})
     assert broken["error"].startswith("KeyError") and bench.comparison.workers["margins"].alive
+
+
+# --- training and evaluation --------------------------------------------------------------------------------------
+
+
+def test_passes_by_themselves_add_up_to_a_whole_step_and_sgd():
+    sizes = {100: dict(forward=1.0, input=2.5, full=3.0, twice=7.0), 10: dict(forward=0.5, input=1.0, full=1.5)}
+    took = {(kind, size): seconds for size, found in sizes.items() for kind, seconds in found.items()}
+    took["step", 100] = 0.25
+    once = Counter({("forward", 100): 1, ("input", 100): 1, ("full", 100): 1, ("twice", 100): 1})
+    assert training.bare_seconds(cost.Cost(once, 100), took) == 7 + 0.25
+    two_steps = Counter({("forward", 100): 22, ("input", 100): 20, ("full", 100): 2, ("forward", 10): 2})
+    assert training.bare_seconds(cost.Cost(two_steps, 200), took) == 10 * 2.5 + 3 + 0.5 + 0.25
+    assert ("twice", 100) in training.kinds(cost.Cost(once, 100)) and ("twice", 100) not in training.kinds(
+        cost.Cost(two_steps, 200)
+    )
+
+
+def test_the_clock_leaves_out_what_is_between_two_steps(monkeypatch):
+    now = iter([10.0, 13.0, 20.0, 24.5, 90.0])
+    monkeypatch.setattr(training.time, "process_time", lambda: next(now))
+    asked = []
+    clock = training.Clock(lambda: asked.append(1))
+    assert clock.load("model") is None
+    for _ in range(3):
+        clock.tick(dict)
+    assert clock.seconds == [3.0, 4.5] and len(asked) == 3
+
+
+def test_steps_of_training_are_measured_and_their_record_is_read(tmp_path, monkeypatch):
+    model = models.build("mlp", inputs=6, hidden=(8,), classes=3)
+    names, samples = ["ST", "IGR", "AMM"], data(training.BATCH * training.STEPS, dtype=torch.float32)
+    record = {"net": "tiny", **training.measure(model, samples, names, reps=1)}
+    assert record["rows"]["ST"]["forwards"] == 3 and record["rows"]["IGR"]["forwards"] == 6
+    assert all(0 < value < math.inf for row in record["rows"].values() for value in row.values())
+    path = training.save(record, tmp_path)
+    monkeypatch.setattr(cost, "MEASURED", path.parent)
+    assert [row["method"] for row in cost.measured()] == names
+    assert [line.split()[0] for line in training.table(record).splitlines()[2:]] == names
+
+
+def test_an_evaluation_is_measured_without_its_checks():
+    model, survey = models.build("linear", inputs=4, classes=3), probes.survey
+    x = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    record = evaluation.measure(model, x, model(x).argmax(1), eps=0.1, reps=1)
+    assert 0 < record["checks"] < record["seconds"] and record["of_attacks"] > 0
+    assert probes.survey is survey
+
+
+def test_training_and_evaluation_are_commands_by_their_first_word(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(training, "MEASURED", tmp_path)
+    assert command.main(["training", "--show"]) == 0 and "nothing is recorded" in capsys.readouterr().out
+    for module, name in ((training, "training"), (evaluation, "evaluation")):
+        monkeypatch.setattr(module, "commit", lambda: ("0" * 40, True))
+        assert command.main([name, "--record"]) == 1
+        assert "commit your changes first" in capsys.readouterr().err
+    assert training.options([]).methods == list(METHODS)
+    for line in (["--methods", "PGD"], ["--reps", "0"], ["--record", "--methods", "AT"]):
+        with pytest.raises(SystemExit):
+            training.options(line)

@@ -107,20 +107,23 @@ def cw(
 
 
 def _kl(logits: Tensor, y: Tensor, clean: Tensor) -> Tensor:
-    """KL(p(x) || p(x_adv)), with its gradient scaled, sample by sample, so that it does not underflow.
+    """KL(p(x) || p(x_adv)), whose gradient is `kl_slope`."""
+    value = losses.kl(logits.detach().double(), clean.double()).to(logits.dtype)
+    return value + (kl_slope(logits.detach(), clean) * (logits - logits.detach())).sum(1)
 
-    The gradient to the logits is p - q, q = p(x). Both are multiplied by the same number, found in the logarithm, and
-    the entry of q's top class is minus the sum of the others, since 1 - tiny would round to 1. What is left: p = q has
-    no gradient, and the value (which only ranks iterates) rounds to 0 where both are certain of the same class.
+
+def kl_slope(logits: Tensor, clean: Tensor) -> Tensor:
+    """The gradient of KL(p(x) || p(x_adv)) to x_adv's logits, scaled, sample by sample, so that it does not underflow.
+
+    The gradient is p - q, q = p(x). Both are multiplied by the same number, found in the logarithm, and the entry of
+    q's top class is minus the sum of the others, since 1 - tiny would round to 1. What is left: p = q has no gradient,
+    and the value (which only ranks iterates) rounds to 0 where both are certain of the same class.
     """
     p, q = logits.double().log_softmax(1), clean.double().log_softmax(1)
-    with torch.no_grad():
-        top = q.argmax(1, keepdim=True)
-        scale = torch.maximum(p, q).scatter(1, top, -math.inf).amax(1, keepdim=True)
-        slope = ((p - scale).exp() - (q - scale).exp()).scatter(1, top, 0)
-        slope = slope.scatter(1, top, -slope.sum(1, keepdim=True)).to(logits.dtype)
-    value = losses.kl(logits.detach().double(), clean.double()).to(logits.dtype)
-    return value + (slope * (logits - logits.detach())).sum(1)
+    top = q.argmax(1, keepdim=True)
+    scale = torch.maximum(p, q).scatter(1, top, -math.inf).amax(1, keepdim=True)
+    slope = ((p - scale).exp() - (q - scale).exp()).scatter(1, top, 0)
+    return slope.scatter(1, top, -slope.sum(1, keepdim=True)).to(logits.dtype)
 
 
 def _plain(loss: Loss) -> Objective:
