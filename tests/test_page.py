@@ -132,8 +132,8 @@ def test_a_table_is_a_numbered_directive(shell):
     frame = pd.DataFrame({"row": ["a|b", "c\nd"], "acc": [0.456, float("nan")]}, index=pd.Index([3, 4], name="k"))
     shown = table(page, frame, formats={"acc": "{:.1%}", "k": lambda k: f"k{k}"})
     assert shown["text/markdown"] == (
-        "```{table} A & B.\n:name: tab-toy\n\n"
-        "| k | row | acc |\n| ---: | :--- | ---: |\n| k3 | a\\|b | 45.6% |\n| k4 | c d | – |\n```"
+        "~~~{table} A & B.\n:name: tab-toy\n\n"
+        "| k | row | acc |\n| ---: | :--- | ---: |\n| k3 | a\\|b | 45.6% |\n| k4 | c d | – |\n~~~"
     )
     assert "<caption>A &amp; B.</caption>" in shown["text/html"]
     assert '<td style="text-align:left">a|b</td><td style="text-align:right">45.6%</td>' in shown["text/html"]

@@ -8,7 +8,7 @@ from scipy import stats
 
 from margins.claims import Check, Claim, Difference, Evidence, Missing
 from margins.errors import MarginsError
-from margins.intervals import holm, interval, spreads
+from margins.intervals import holm, interval, of_mean, spreads
 from margins.verdicts import page, verdicts
 
 RNG = np.random.default_rng
@@ -32,6 +32,17 @@ def test_without_images_and_pool_it_is_the_t_test():
         assert found.p_for == pytest.approx(expected.pvalue) and found.p_against == 1
     shifted = of(Difference("a - b", a - b, "<", 0.1))
     assert shifted.p_against == pytest.approx(stats.ttest_1samp(a - b, 0.1).pvalue) and shifted.p_for == 1
+
+
+def test_the_mean_of_a_row_has_the_t_interval_of_what_varies():
+    seeds, images = RNG(2).normal(60.0, 0.5, 4), RNG(3).normal(60.0, 20.0, 200)
+    low, high = stats.ttest_1samp(seeds, 0.0).confidence_interval(0.95)
+    assert of_mean(seeds)[:4] == pytest.approx([seeds.mean(), low, high, 3])
+    low, high = stats.ttest_1samp(images, 0.0).confidence_interval(0.95)
+    assert of_mean([images.mean()], images)[:4] == pytest.approx([images.mean(), low, high, 199])
+    both = of_mean(seeds + images.mean() - seeds.mean(), images)
+    wider = np.hypot(stats.t.ppf(0.975, 3) * stats.sem(seeds), stats.t.ppf(0.975, 199) * stats.sem(images))
+    assert both.high - both.estimate == pytest.approx(wider)
 
 
 def test_given_weights_have_the_t_test_over_images():

@@ -95,7 +95,8 @@ class Page:
         html = "".join(_html_row("td", row, right) for row in rows)
         display(
             {
-                "text/markdown": f"```{{table}} {caption}\n:name: {name}\n\n{body}\n```",
+                # a fence of tildes, since a caption may hold backticks
+                "text/markdown": f"~~~{{table}} {caption}\n:name: {name}\n\n{body}\n~~~",
                 "text/html": f"<table><caption>{escape(caption)}</caption><thead>{_html_row('th', head, right)}</thead>"
                 f"<tbody>{html}</tbody></table>",
                 "text/plain": f"{caption}\n{body}",

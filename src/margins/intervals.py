@@ -86,6 +86,17 @@ def interval(d: Difference, s2: float, df: float) -> Interval:
     return Interval(mean, mean - half, mean + half, float(terms[0][1]), p_for, p_against)
 
 
+def of_mean(values: Sequence[float], images: np.ndarray | None = None, resolution: float = 0.0) -> Interval:
+    """The mean of one row with its interval, by the rule of a verdict: what tables show beside each number.
+
+    values (S,), one a seed; with S = 1 the interval is over the images alone. images (N,): means over the seeds an
+    image, in the same unit; None for none. resolution: as of `Difference`. Raises its MarginsErrors.
+    """
+    alone = len(values) == 1
+    row = Difference("mean", np.asarray(values), ">", images=images, resolution=resolution, these_weights=alone)
+    return interval(row, *spreads([row])[id(row)])
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's step-down p-values, the i-th smallest of m times m - i + 1, never falling, at most 1."""
     adjusted, worst = [0.0] * len(p), 0.0

@@ -15,42 +15,48 @@ SYMBOLS = {
     "margin_cross_entropy": ("L'(@) + CE(p(@), y)", r"L'(@) + \mathrm{CE}(p(@), y)"),
     "shifted": ("CE(p(f(@) - s m 1_y), y)", r"\mathrm{CE}(p(f(@) - s\,m\,1_y), y)"),
     "pairing": ("mean (f(x') - f(x))^2", r"\overline{(f(x') - f(x))^2}"),
-    "pair_kl": ("KL(p(x) || p(x'))", r"\mathrm{KL}(p(x) \,\|\, p(x'))"),
-    "kl": ("KL(p(x) || p(x'))", r"\mathrm{KL}(p(x) \,\|\, p(x'))"),
-    "mart_kl": ("KL(p(x) || p(x')) (1 - p_y(x))", r"\mathrm{KL}(p(x) \,\|\, p(x'))\,(1 - p_y(x))"),
+    "pair_kl": ("KL(p(x) || p(x'))", r"\mathrm{KL}(p(x) \,\Vert\, p(x'))"),
+    "kl": ("KL(p(x) || p(x'))", r"\mathrm{KL}(p(x) \,\Vert\, p(x'))"),
+    "mart_kl": ("KL(p(x) || p(x')) (1 - p_y(x))", r"\mathrm{KL}(p(x) \,\Vert\, p(x'))\,(1 - p_y(x))"),
     "log_odds": ("log(1/p_y(@) - 1)", r"\log(1/p_y(@) - 1)"),
     "MovingAverage": ("mHuber(logit'_t, logit_t)", r"\mathrm{mHuber}(\mathrm{logit}'_t, \mathrm{logit}_t)"),
-    "InputGradient": ("|grad CE(@)|^2", r"\|\nabla_x \mathrm{CE}(@)\|^2"),
-    "ApproximateEMR": ("|grad h(@)|^2", r"\|\nabla_x h(@)\|^2"),
+    "InputGradient": ("|grad CE(@)|^2", r"\Vert\nabla_x \mathrm{CE}(@)\Vert^2"),
+    "ApproximateEMR": ("|grad h(@)|^2", r"\Vert\nabla_x h(@)\Vert^2"),
     "LSoftmax": ("L-Softmax(@)", r"\mathrm{LSoftmax}(@)"),
     "DeepFoolMargin": ("R(D(@))", r"R(\Delta(@))"),
 }
+SPACE = r"\ "
 SAMPLES = {"clean": "x", "adversarial": "x'", "both": "x, x'", "parameters": "theta"}
 
 
 def summary(row: Row) -> dict[str, str]:
     """The row's entries in a table of methods, all text.
 
-    "craft": what crafts adversaries, "ascends": the loss that it climbs; "loss" and "tex": the training loss, summed
-    over the terms and averaged over the batch; "weights": of single samples, w in the loss; "settings": of losses and
-    penalties, and how coefficients change; "head". They are of the last phase, which goes from the share "begins" of
-    the epochs on; "before": the losses of the phases before it. "source" and "note" are the row's own.
+    "craft": what crafts adversaries, "ascends" and "ascends tex": the loss that it climbs; "loss" and "tex": the
+    training loss, summed over the terms and averaged over the batch; "weights": of single samples, w in the loss;
+    "settings": of losses and penalties, and how coefficients change; "head". They are of the last phase, which goes
+    from the share "begins" of the epochs on; "before": the losses of the phases before it. "start": the loss of the row
+    that it starts from; "recipe": what it needs otherwise than its table. "source" and "note" are the row's own.
     """
     *before, last = row.phases
     found = _phase(last)
     found["head"] = "" if row.head is None else _settings(row.head)
     told = [_phase(phase) for phase in before]
     found["before"] = "; ".join(f"{one['loss']} ({one['craft'] or 'no adversaries'})" for one in told)
+    found["start"] = "" if row.start is None else summary(row.start)["loss"]
+    found["recipe"] = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in row.recipe.items())
     return found | {"source": row.source, "note": row.note}
 
 
 def _phase(phase: Phase) -> dict[str, str]:
     loss = getattr(phase.craft, "loss", None)
     functions = [*([loss] if callable(loss) else []), *(term.function for term in phase.terms)]
+    climbed = ("", "") if loss is None else _symbol(loss if callable(loss) else str(loss), "adversarial")
     changes = [f"{term.name} {_words(term.coefficient)}" for term in phase.terms if callable(term.coefficient)]
     return {
         "craft": "" if phase.craft is None else _settings(phase.craft, {"loss"}),
-        "ascends": "" if loss is None else _symbol(loss if callable(loss) else str(loss), "adversarial")[0],
+        "ascends": climbed[0],
+        "ascends tex": climbed[1],
         "loss": _sum(phase.terms, 0),
         "tex": _sum(phase.terms, 1),
         "weights": _listed(_settings(term.weight) for term in phase.terms if term.weight is not None),
@@ -72,7 +78,7 @@ def _sum(terms: Iterable[Term], kind: int) -> str:
 
 def _symbol(function: object, at: str) -> tuple[str, str]:
     name = function if isinstance(function, str) else called(function)
-    words, tex = SYMBOLS.get(name, (f"{name}(@)", rf"\mathrm{{{name.replace('_', ' ')}}}(@)"))
+    words, tex = SYMBOLS.get(name, (f"{name}(@)", rf"\mathrm{{{name.replace('_', SPACE)}}}(@)"))
     samples = SAMPLES[at]
     return words.replace("@", samples), tex.replace("@", samples.replace("theta", r"\theta"))
 
