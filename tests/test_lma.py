@@ -9,7 +9,6 @@ from margins.experiments import EXPERIMENTS, results
 from margins.papers.lma import mnist, mnist_evidence, moving_average
 from margins.papers.lma.mnist_evidence import ALONE, BASELINES, LMA
 from margins.penalties.moving_average import MovingAverage
-from margins.search import best
 
 
 class Table:
@@ -40,14 +39,15 @@ def read(id_, given):
     return mnist_evidence.EVIDENCE[id_].read({mnist.NAME: given})
 
 
-def test_gaps_are_clean_minus_robust_accuracy_on_the_same_images():
+@pytest.mark.parametrize(
+    ("id_", "attack", "images"),
+    [("lma-abs-gap-reduced", "PGD-20", 200), ("lma-abs-gap-reduced-aa", "AutoAttack", 50)],
+)
+def test_gaps_are_clean_minus_robust_accuracy_on_the_same_images(id_, attack, images):
     given = table()
-    parts = read("lma-abs-gap-reduced", given)
-    assert isinstance(parts[-1], Missing) and len(parts) == 2 * len(BASELINES) + 1
-    for part, (attack, images), row in (
-        (parts[0], ("PGD-20", 200), "AT"),
-        (parts[5], ("AutoAttack", 50), "MART"),
-    ):
+    parts = read(id_, given)
+    assert isinstance(parts[-1], Missing) and len(parts) == len(BASELINES) + 1
+    for part, row in zip(parts, BASELINES, strict=False):
         assert isinstance(part, Difference) and part.relation == "<" and row in part.label and attack in part.label
         for seed in range(3):
             ours, theirs = (given.rows[name] for name in (LMA, row))
@@ -94,14 +94,12 @@ def test_an_images_own_past_is_all_of_a_memory_by_image_and_chance_by_position()
     assert found == pytest.approx(torch.cat(shares).mean().item(), abs=1e-12)
 
 
-def test_the_recorded_choice_of_beta_is_the_one_that_the_table_uses():
+@pytest.mark.parametrize("method", mnist.TUNED)
+def test_the_betas_of_the_table_are_those_that_the_search_chose(method):
     found = results(mnist.SEARCH, "laptop")
-    for tau, chosen in ((0.2, mnist.CHOSEN), (0.0, mnist.CHOSEN_ALONE)):
-        rows = {row: found.records[row] for row in found.records if row.startswith(f"tau {tau}")}
-        means = {row: found.metric(row, "validation PGD-10").mean() for row in rows}
-        top = max(means, key=means.get)
-        assert top == f"tau {tau}, beta {chosen}"
-    assert best(found, "validation PGD-10") in found.records
+    rows = {beta: f"method {method}, beta {beta}" for beta in mnist.TUNED[method][1]}
+    means = {beta: found.metric(row, "validation PGD-10").mean() for beta, row in rows.items()}
+    assert mnist.CHOSEN[method] == max(means, key=means.get)
 
 
 def test_rows_differ_in_what_their_names_say_and_share_all_else():

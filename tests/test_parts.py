@@ -129,6 +129,25 @@ def test_each_record_has_its_own_seconds_and_is_there_before_the_next_part_begin
     assert {found["weights"] for found in provenance.values()} == {"abc"}
 
 
+def test_no_part_begins_after_the_time_budget(cache, tmp_path, monkeypatch, capsys):
+    now, begun = [0.0], []
+
+    def run(units, checkpoint):
+        for unit in units:
+            begun.append(unit.part)
+            now[0] += 60.0
+            yield Outcome({unit.part: 1.0})
+
+    monkeypatch.setattr("margins.running.time.monotonic", lambda: now[0])
+    monkeypatch.setitem(EXPERIMENTS, sums.PARTS, replace(EXPERIMENTS[sums.PARTS], run=run))
+    store, asked = Store(tmp_path / "results"), {"rows": ("one",), "seeds": (0,), "budget": 100.0}
+    assert record(store, **asked) == recording.UNFINISHED
+    assert begun == ["training", "PGD"] and len(store.all(sums.PARTS)) == 2
+    assert "(training, PGD, AutoAttack): stopped at the time budget" in capsys.readouterr().out
+    assert record(store, **asked) == 0
+    assert begun == ["training", "PGD", "AutoAttack"]
+
+
 def test_a_dry_run_lists_the_parts(cache, tmp_path, capsys):
     assert record(Store(tmp_path / "results"), rows=("two",), seeds=(1,), dry_run=True) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [

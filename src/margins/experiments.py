@@ -65,7 +65,8 @@ class Experiment:
     parts of one row and seed that are missing, in their order, and yields their outcomes one after the other: each is
     recorded when it comes, and what the run was killed in is all that is lost.
 
-    Units run in the order of `units`: every row with its first seed, then every row with its second, and so on.
+    Units run in the order of `units`: every row with its first seed, then every row with its second, and so on; of the
+    rows in `together`, which have parts, one call of `run` is about all seeds, one after the other.
     Raises MarginsError for unknown scales or parts, and for a part that sets again what the row's configuration holds.
     """
 
@@ -82,6 +83,7 @@ class Experiment:
     #: Estimated minutes on one thread for the units of one stack, by scale; with parts those of one part, or by part.
     minutes: Mapping[str, float | Mapping[str, float]] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    together: frozenset[str] = frozenset()
 
     def __post_init__(self):
         if unknown := set(self.scales) - set(SCALES):
@@ -137,7 +139,7 @@ class Experiment:
         """The units of a scale, those that one call of `run` is about together, in the order in which they run."""
         groups: dict[Any, list[Unit]] = {}
         for unit in self.units(scale):
-            alone = (unit.row, unit.seed)
+            alone = (unit.row, None if unit.row in self.together else unit.seed)
             groups.setdefault(alone if self.stack is None else self.stack(unit), []).append(unit)
         return list(groups.values())
 
@@ -164,12 +166,13 @@ class Results:
     """An experiment's records at one scale, complete: every row and every declared seed, with all parts.
 
     `records` holds those of each row, in the order of its seeds and, within a seed, of the parts. What is asked for by
-    name is looked up in all parts. The methods raise MarginsError for a row or a name that there is not, and for a name
-    that two parts have.
+    name is looked up in all parts. `missing` names the rows that were left out. The methods raise MarginsError for a
+    row or a name that there is not, and for a name that two parts have.
     """
 
     def __init__(self, experiment: Experiment, scale: str, records: Mapping[str, list[Record]], store: Store):
         self.experiment, self.scale, self.seeds, self.records = experiment, scale, experiment.seeds, records
+        self.missing = tuple(row for row in experiment.rows if row not in records)
         self._store = store
 
     def _of(self, row: str) -> list[list[Record]]:
@@ -186,6 +189,9 @@ class Results:
         for records in self._of(row):
             parts = [values(record) for record in records]
             holding = [part for part in parts if name in part]
+            if not holding and any(record.status == "diverged" for record in records):
+                found.append(None)
+                continue
             if not holding:
                 has = ", ".join(n for part in parts for n in part)
                 raise MarginsError(f"{kind}: {self.experiment.name} {row!r} has no {name!r}; it has {has}")
@@ -196,28 +202,33 @@ class Results:
 
     def metric(self, row: str, name: str) -> np.ndarray:
         """One number a seed, shape (S,); nan where that seed diverged."""
-        return np.array(self._each(row, "metric", name, lambda record: record.metrics))
+        return np.array(self._each(row, "metric", name, lambda record: record.metrics), dtype=float)
 
     def curve(self, row: str, name: str) -> np.ndarray:
         """One curve a seed, shape (S, T); nan after the end of a shorter one, such as that of a run that diverged."""
-        curves = self._each(row, "curve", name, lambda record: record.curves)
+        curves = [curve or [] for curve in self._each(row, "curve", name, lambda record: record.curves)]
         longest = max(map(len, curves))
         return np.array([[*curve, *[np.nan] * (longest - len(curve))] for curve in curves])
 
     def samples(self, row: str, name: str) -> np.ndarray:
-        """One array a seed, shape (S, ...): per-sample results."""
-        return np.array(self._each(row, "array", name, self._store.arrays))
+        """One array a seed, shape (S, ...): per-sample results; as floats and nan where a seed diverged.
+
+        Where all did there is nothing that tells the shape: (S, 0).
+        """
+        found = self._each(row, "array", name, self._store.arrays)
+        shape = next((one.shape for one in found if one is not None), (0,))
+        return np.array([np.full(shape, np.nan) if one is None else one for one in found])
 
     def diverged(self, row: str) -> np.ndarray:
         """Which seeds diverged, in any of their parts, shape (S,)."""
         return np.array([any(record.status == "diverged" for record in records) for records in self._of(row)])
 
 
-def results(name: str, scale: str, store: Store | None = None) -> Results:
-    """The results of an experiment at a scale, from its records.
+def results(name: str, scale: str, store: Store | None = None, *, partial: bool = False) -> Results:
+    """The results of an experiment at a scale, from its records; `partial` leaves out rows of which one is missing.
 
-    Raises NotRecorded where a unit has none, MarginsError for an unknown name or scale, for an unreadable record, and
-    where the parts of a row and seed are about different weights.
+    Raises NotRecorded where a unit has none (unless partial), MarginsError for an unknown name or scale, for an
+    unreadable record, and where the parts of a row and seed are about different weights.
     """
     experiment, store = find(name), store or Store()
     paths.note(store.folder(name))
@@ -228,7 +239,9 @@ def results(name: str, scale: str, store: Store | None = None) -> Results:
         records[unit.row].append(record)
         if record is None:
             missing.append(unit)
-    if missing:
+    if partial:
+        records = {row: of_row for row, of_row in records.items() if None not in of_row}
+    elif missing:
         raise NotRecorded(
             f"{len(missing)} of {len(experiment.units(scale))} records of {name} at scale {scale} are missing"
             f" (first: {missing[0]}); they are made by: margins record {name} --scale {scale}"

@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from margins.errors import MarginsError
 
+#: Raised when a change here changes results.
+REVISION = 1
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -34,9 +34,11 @@ class Ended:
 
 
 def label(group: list[Unit]) -> str:
-    """A group in a line: its unit, how many units of a stack, or the row and seed whose parts it has."""
+    """A group in a line: its unit, how many units of a stack, or the row and seed, or seeds, whose parts it has."""
     if len(group) == 1:
         return str(group[0])
+    if group[0].part and len(seeds := sorted({unit.seed for unit in group})) > 1:
+        return f"{group[0].experiment} {group[0].scale} {group[0].row!r}, {len(group)} parts of the seeds {seeds}"
     if group[0].part:
         return f"{str(group[0]).removesuffix(f', {group[0].part}')} ({', '.join(unit.part for unit in group)})"
     return f"{group[0].experiment} {group[0].scale}, {len(group)} units at once"
@@ -71,15 +73,20 @@ def stages(experiment, group, missing, *, commit, deadline, say=None) -> Iterato
     """What `attempt` goes through: the missing units' records and arrays in their order, and last how the run ended."""
     from margins.training import processes
 
+    def late() -> bool:
+        return deadline is not None and time.monotonic() > deadline
+
     count, how = 0, "recorded"
     try:
-        if processes.shared(deadline is not None and time.monotonic() > deadline):
+        if processes.shared(late()):
             raise OutOfTime
         for record, arrays in _records(experiment, group, missing, commit, deadline, say):
             yield record, arrays
             count += 1
             if record.status == "diverged":
                 how = "diverged"
+            if experiment.parts and count < len(missing) and processes.count() == 1 and late():
+                raise OutOfTime
         yield Ended(how, missing[-1])
     except OutOfTime:
         yield Ended("stopped", missing[min(count, len(missing) - 1)])

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from margins import checks
 from margins.attacks.geometry import clip, column, direction, random_start
-from margins.attacks.noise import Noise
 from margins.attacks.pgd import Near
 from margins.errors import MarginsError
 from margins.losses import cross_entropy, log_odds
@@ -95,7 +94,7 @@ class MMACraft(Part):
         """PGD's last iterate in each sample's own ball."""
         norm, steps = context.threat.norm, self.steps or context.threat.steps
         kind, flat = ("image", radius) if norm == 2 else ("uniform", radius[:, None])
-        here = random_start(kind, x.flatten(1), norm, flat, BOX, Noise(x, context.generator())).reshape(x.shape)
+        here = random_start(kind, x.flatten(1), norm, flat, BOX, context.noise(x)).reshape(x.shape)
         ball = radius if norm == 2 else column(radius, x)
         near = Near(x, y, x.new_zeros(len(x), 1), norm, ball, BOX, exact=False)
         step = column(TRAVEL * radius / steps, x)

@@ -71,7 +71,11 @@ def ours(
     if row.later:
         raise MarginsError("row: LMA's terms are for methods of one phase, but this row has more")
     given = {"delta": checks.number("delta", delta, 0), "divided": checks.choice("divided", divided, (True, False))}
-    craft = PGD(loss=partial(losses.margin_cross_entropy, **given)) if inner else row.craft
+    craft = row.craft
+    if inner and not isinstance(craft, PGD):
+        raise MarginsError(f"inner: what is climbed can be changed of PGD only, but the row crafts by {craft!r}")
+    if inner:
+        craft = replace(craft, loss=partial(losses.margin_cross_entropy, **given))
     terms = (Term(partial(losses.multi_margin, **given)),) * outer + row.terms
     if checks.number("beta", beta, 0):
         terms += (Term(MovingAverage(tau, alpha, reading, direction), "both", beta),)

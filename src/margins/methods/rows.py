@@ -1,5 +1,7 @@
 """A training method as a row: what crafts the adversary, which terms are summed, from when on, by which recipe."""
 
+import hashlib
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -108,7 +110,8 @@ class Phase:
             raise MarginsError(f"craft must be a Part or None, but is {self.craft!r}")
         if not self.terms or not all(isinstance(term, Term) for term in self.terms):
             raise MarginsError(f"terms must be one or more Terms, but are {self.terms!r}")
-        checks.number("begin", self.begin, 0, 1)
+        if checks.number("begin", self.begin, 0, 1) == 1:
+            raise MarginsError("begin must be less than 1, or the phase has no epoch")
         looking = [term.name for term in self.terms if term.at in ("adversarial", "both")]
         if self.craft is None and looking:
             raise MarginsError(f"craft: {', '.join(looking)} look at adversarial samples, but nothing crafts them")
@@ -124,6 +127,21 @@ class Phase:
         """(place, mode) of the forwards that a term differentiates to the input."""
         asked = [(term.at, part) for term in self.terms for part in (term.function, term.weight)]
         return frozenset((at, mode) for at, part in asked if isinstance(part, Part) for mode in part.input_grad)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each term, as "cross_entropy at clean"; of equal ones the second is numbered 2."""
+        found: list[str] = []
+        for term in self.terms:
+            name, count = f"{term.name} at {term.at}", 1
+            while (unique := f"{name} ({count})" if count > 1 else name) in found:
+                count += 1
+            found.append(unique)
+        return tuple(found)
+
+    def first(self, epochs: int) -> int:
+        """The epoch, counted from 0, that it begins with; a share such as 0.6 of 15 must not miss it by rounding."""
+        return math.ceil((self.begin - 1e-9) * epochs)
 
     @property
     def looked(self) -> frozenset[str]:
@@ -162,9 +180,22 @@ class Row:
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(self.craft, self.terms), *self.later)
 
+    def check(self, epochs: int) -> None:
+        """Raise MarginsError where a phase would have no epoch."""
+        firsts = [phase.first(epochs) for phase in self.phases]
+        for phase, first, end in zip(self.phases, firsts, [*firsts[1:], epochs], strict=True):
+            if first >= end:
+                raise MarginsError(f"epochs: of {epochs} none is left for the phase that begins at {phase.begin:.3g}")
+
+    @property
+    def selection(self) -> str:
+        """What the best epoch is selected by: "PGD-10", or "clean" accuracy where nothing is crafted."""
+        return "PGD-10" if any(phase.craft is not None for phase in self.phases) else "clean"
+
     def describe(self) -> dict[str, Any]:
         """Everything of the row that decides the outcome of its training, as JSON."""
         told = {"phases": [describe(phase) for phase in self.phases], "recipe": describe(dict(self.recipe))}
+        told |= {"selection": "clean"} if self.selection == "clean" else {}
         told |= {"head": describe(self.head)} if self.head is not None else {}
         return told | ({"start": self.start.describe()} if self.start is not None else {})
 
@@ -177,7 +208,10 @@ def called(function: object) -> str:
 
 
 def describe(value: Any) -> Any:
-    """`value` as JSON: functions by module and name, parts and other dataclasses by their settings and revision."""
+    """`value` as JSON: functions by module and name, parts and other dataclasses by their settings and revision.
+
+    What is not of this package has the digest of its source too: nobody raises a revision while trying things out.
+    """
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -187,12 +221,30 @@ def describe(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): describe(one) for name, one in value.items()}
     if isinstance(value, FunctionType):
-        return f"{value.__module__.removeprefix('margins.')}.{value.__qualname__}"
+        name = f"{value.__module__.removeprefix('margins.')}.{value.__qualname__}"
+        if value.__closure__:  # what it holds can be anything
+            raise MarginsError(f"{name} closes over variables: give it what it is to know by functools.partial")
+        return " ".join([name, *_sources([value])])
     if isinstance(value, partial):
         return {"function": describe(value.func), "given": describe([*value.args, value.keywords])}
     if is_dataclass(value):
         told = {"kind": type(value).__name__} | {one.name: describe(getattr(value, one.name)) for one in fields(value)}
-        return told | ({"revision": value.revision} if isinstance(value, Part) else {})
+        told |= {"revision": value.revision} if isinstance(value, Part) else {}
+        methods = [one for kind in type(value).__mro__ for one in vars(kind).values() if isinstance(one, FunctionType)]
+        # dataclasses writes methods that have no source
+        sources = _sources([one for one in methods if inspect.unwrap(one).__code__.co_filename != "<string>"])
+        return told | ({"source": sources} if sources else {})
     raise MarginsError(
         f"{value!r} of a row can't be recorded: use functions, functools.partial, numbers, text, and dataclasses"
     )
+
+
+def _sources(functions: list[FunctionType]) -> list[str]:
+    """A digest of the source of those that are not this package's; [] where all are. What they call is not in it."""
+    own = [one for one in functions if (one.__module__ or "").split(".")[0] != "margins"]
+    try:
+        text = "".join(inspect.getsource(one) for one in own)
+    except OSError as error:
+        names = ", ".join(one.__qualname__ for one in own)
+        raise MarginsError(f"the source of {names} can't be read ({error}): write it in a file or a notebook") from None
+    return [hashlib.sha256(text.encode()).hexdigest()[:16]] if own else []

@@ -34,6 +34,10 @@ class MAIL(Part):
     def batch_wide(self) -> bool:
         return self.normalised
 
+    @property
+    def together(self) -> bool:
+        return not self.normalised
+
     def __call__(self, context: Context, at: str) -> Tensor:
         p = context.logits("adversarial").detach().softmax(1)
         weight = torch.sigmoid(self.slope * (losses.margin(p, context.y) + self.bias))

@@ -18,6 +18,8 @@ from margins.models.mlp import MLP
 
 __all__ = ["CNN", "FAMILIES", "MLP", "LeNetSmall", "Linear", "build", "frozen"]
 
+#: Raised when a change of a model or a head changes results.
+REVISION = 1
 #: What `build` knows.
 FAMILIES: dict[str, type[nn.Module]] = {"linear": Linear, "mlp": MLP, "cnn": CNN, "lenet-small": LeNetSmall}
 

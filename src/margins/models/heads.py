@@ -26,8 +26,11 @@ class Head:
             raise MarginsError(f"scale: only a cosine head has one, but the {self.kind} one got {self.scale}")
 
     def put_on(self, model: nn.Module) -> nn.Module:
-        """Replace the model's linear `head`, keeping its weights. Raises MarginsError for a model without one."""
+        """Replace the model's linear `head`, keeping its weights, unless it is this already. Raises MarginsError."""
         head = getattr(model, "head", None)
+        there = {"centred": isinstance(head, Centred), "cosine": isinstance(head, Cosine) and head.scale == self.scale}
+        if there.get(self.kind):
+            return model
         if not isinstance(head, nn.Linear):
             raise MarginsError(f"model: a {self.kind} head replaces a linear layer called head, which it lacks")
         if self.kind == "centred":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from margins import checks
+from margins.attacks.noise import Noise
 from margins.errors import MarginsError
 
 PLACES = ("clean", "adversarial")
@@ -57,8 +58,11 @@ class Part:
     shared: bool = False
     #: Whether a sample's value depends on the others of its batch, so that a batch must not be split over processes.
     batch_wide: bool = False
+    #: Whether it may meet the samples of several runs in one batch (`train_together`): it keeps no state, looks at each
+    #: sample by itself and at no parameter, and asks the model about whole batches.
+    together: bool = False
     #: Raised when a change of the code changes results.
-    revision: int = 1
+    revision: int | tuple[int, ...] = 1
     state: dict[str, Tensor]
 
     def begin(self, run: "Run") -> None:
@@ -95,7 +99,8 @@ class Context:
 
     x (B, ...) as augmented, y (B,) int64, index (B,) int64 of the samples in the training data; total: the size of the
     whole batch, of which other processes may hold the rest; first: the place of x's first sample in it. progress: the
-    share of the training that is done, in [0, 1); step: how many steps are. seed: of this step's random numbers.
+    share of the training that is done, in [0, 1); step: how many steps are. seed: of this step's random numbers; seeds:
+    those of several runs, where the batch has one group of samples after the other, as many of each.
     threat: the ball at this moment.
     x_adv and crafted are set by the craft: the adversaries, and what else it learned, by name, (B,).
     forward: the model as it is called where no input gradient is needed (compiled perhaps), the model itself if None.
@@ -121,17 +126,24 @@ class Context:
     crafted: Mapping[str, Tensor] = field(default_factory=dict)
     step: int = 0
     first: int = 0
+    seeds: tuple[int, ...] = ()
+    #: Whether the model computes something else in training than in evaluation, and whether it draws random numbers.
+    modal: bool | None = None
+    random: bool | None = None
 
     def __post_init__(self):
         self.forward = self.model if self.forward is None else self.forward
         self._known: dict[tuple[str, str], tuple[Tensor, Tensor, Tensor | None]] = {}
-        kinds = {type(module) for module in self.model.modules()}
-        self._modal = any(issubclass(kind, _MODAL) for kind in kinds)
-        self._random = any(issubclass(kind, nn.modules.dropout._DropoutNd) for kind in kinds)
+        if self.modal is None or self.random is None:
+            self.modal, self.random = kinds(self.model)
 
     def generator(self, stream: int = 0) -> torch.Generator:
         """A new generator of this step, on the CPU; `stream` tells apart what is drawn for different ends."""
-        return torch.Generator().manual_seed((self.seed * 0x9E3779B97F4A7C15 + stream) % 2**63)
+        return _generator(self.seed, stream)
+
+    def noise(self, x: Tensor) -> Noise:
+        """Random numbers of this step for each sample of x, which is the whole batch where several runs share it."""
+        return Noise(x, [_generator(seed, 0) for seed in self.seeds or (self.seed,)])
 
     def input(self, at: str, mode: str = "train") -> Tensor:
         """The samples at a place; where the logits of that mode are differentiated to the input, the tensor to use."""
@@ -156,7 +168,8 @@ class Context:
     def detached(self, at: str, mode: str = "eval") -> Tensor:
         """Logits (B, K) without a graph: known ones, those that a term will ask for, or of a forward without one."""
         key = (at, self._mode(mode))
-        if key in self._known or (key[1] == "train" and not self._modal and at in self.looked):
+        asked = key[1] == "train" and at in self.looked and any(p.requires_grad for p in self.model.parameters())
+        if key in self._known or asked:
             return self._forward(at, mode, False)[1].detach()
         with torch.no_grad():
             return self._ask(self._place(at), key[1])[0]
@@ -169,7 +182,7 @@ class Context:
 
     def _mode(self, mode: str) -> str:
         checks.choice("mode", mode, MODES)
-        return mode if self._modal else "train"
+        return mode if self.modal else "train"
 
     def _place(self, at: str) -> Tensor:
         if checks.choice("at", at, PLACES) == "adversarial" and self.x_adv is None:
@@ -184,7 +197,11 @@ class Context:
             x = self._place(at)
             if wanted:
                 x = x.detach().requires_grad_()
-            self._known[key] = known = (x, *self._ask(x, key[1]))
+            with torch.enable_grad():  # whoever asks first, the others' gradients depend on it
+                known = (x, *self._ask(x, key[1]))
+            if not any(p.requires_grad for p in self.model.parameters()):
+                raise MarginsError("logits: parameters are frozen here, as while crafting; ask for detached logits")
+            self._known[key] = known
         return known
 
     def _ask(self, x: Tensor, mode: str) -> tuple[Tensor, Tensor | None]:
@@ -203,9 +220,19 @@ class Context:
         return torch.autocast(x.device.type, torch.bfloat16) if self.autocast else nullcontext()
 
     def _same_masks(self, x: Tensor):
-        if not self._random:
+        if not self.random:
             return nullcontext()
         return _seeded(self.seed % 2**63, x.device)
+
+
+def kinds(model: nn.Module) -> tuple[bool, bool]:
+    """Whether there are layers that compute something else in training, and such that draw random numbers, by class."""
+    found = {type(module) for module in model.modules()}
+    return tuple(any(issubclass(one, kind) for one in found) for kind in (_MODAL, nn.modules.dropout._DropoutNd))
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + stream) % 2**63)
 
 
 @contextmanager

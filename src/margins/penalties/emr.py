@@ -26,6 +26,7 @@ class ApproximateEMR(Part):
 
     temperature: float = 1.0
     mode: str = "eval"
+    together = True
 
     def __post_init__(self):
         checks.number("temperature", self.temperature, 0, above=True)

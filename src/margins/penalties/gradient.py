@@ -26,6 +26,7 @@ class InputGradient(Part):
     """
 
     mode: str = "train"
+    together = True
 
     def __post_init__(self):
         checks.choice("mode", self.mode, MODES)

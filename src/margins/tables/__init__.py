@@ -11,9 +11,8 @@ from margins.experiments import Experiment, Outcome, Unit, register
 from margins.methods.rows import Row, describe
 from margins.penalties.context import Threat
 from margins.search import Search, name_of, search
-from margins.tables.job import ATTACKS, VALIDATION, Job
-from margins.training import Recipe
-from margins.training.loop import REVISION
+from margins.tables.job import ATTACKS, REVISIONS, VALIDATION, Job
+from margins.training import Recipe, obstacles
 
 __all__ = ["Columns", "table", "tuning"]
 TRAINING = "training"
@@ -58,6 +57,7 @@ def table(
     seeds: Sequence[int],
     images: Mapping[str, Mapping[str, int]] = {},
     minutes: Mapping[str, Any] = {},
+    together: bool = False,
 ) -> Experiment:
     """Register a table of `rows`, each trained with every seed and then evaluated by each of `columns`.
 
@@ -65,6 +65,8 @@ def table(
     the first of a permutation, and the `validation` ones after them are held out. threat: what is trained, validated
     and attacked against. scales: scale -> (training images, recipe). images: scale -> column -> number of test images
     there, where it is not the column's own. minutes: as of `Experiment`, with the parts "training" and the columns.
+    together: whether all seeds of a row are trained at once, see `margins.training.train_together`, where the row's
+    parts allow it. Numbers differ in their last digits, so the records of such rows have other keys.
 
     A row's and seed's records: "training" has the curves and what was chosen; each column's has, by the name of the
     attack, the robust accuracy in % and per image whether it withstood, and "clean". Names of an evaluation of the last
@@ -74,10 +76,12 @@ def table(
     # "clean" is a column of one evaluation, of the best and of the last weights, and not of those after it
     first = {one.weights: column for column, one in reversed(columns.items())}.values()
 
+    stacked = frozenset(label for label, row in rows.items() if together and _stackable(row))
+
     def run(units: list[Unit], checkpoint: Checkpoint) -> Iterable[Outcome]:
         recipe = scales[units[0].scale][1]
-        job = Job(rows[units[0].row], recipe, threat, units[0], checkpoint)
-        return (job.training() if unit.part == TRAINING else job.evaluation(unit) for unit in units)
+        jobs = [Job(rows[unit.row], recipe, threat, unit, checkpoint) for unit in units]
+        return (job.training() if job.unit.part == TRAINING else job.evaluation() for job in jobs)
 
     run.__module__ = _caller()
     return register(
@@ -85,7 +89,10 @@ def table(
             name=name,
             title=title,
             source=source,
-            rows={label: {"method": row.describe()} for label, row in rows.items()},
+            rows={
+                label: {"method": row.describe()} | ({"together": list(seeds)} if label in stacked else {})
+                for label, row in rows.items()
+            },
             scales={
                 scale: {
                     "size": size,
@@ -96,10 +103,11 @@ def table(
             },
             settings={"model": dict(model), "data": data, "validation": validation, "threat": describe(threat)},
             parts={TRAINING: {}} | {part: one.settings() | {"first": part in first} for part, one in columns.items()},
-            revisions={"training": REVISION},
+            revisions=REVISIONS,
             seeds=tuple(seeds),
             run=run,
             minutes=minutes,
+            together=stacked,
         )
     )
 
@@ -143,12 +151,16 @@ def tuning(
             source=source,
             scales={scale: {"size": size, "recipe": describe(recipe)} for scale, (size, recipe) in scales.items()},
             settings={"model": dict(model), "data": data, "validation": validation, "threat": describe(threat)},
-            revisions={"training": REVISION},
+            revisions=REVISIONS,
             seeds=tuple(seeds),
             run=run,
             minutes=minutes,
         )
     )
+
+
+def _stackable(row: Row) -> bool:
+    return not obstacles(row) and (row.start is None or _stackable(row.start))
 
 
 def _caller() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from margins import datasets, models, paths
+from margins import datasets, losses, models, paths
 from margins.attacks.autoattack import autoattack
 from margins.attacks.pgd import cw, fgsm, pgd
 from margins.attacks.race import race
@@ -28,14 +28,16 @@ from margins.experiments import Outcome, Unit
 from margins.files import atomic
 from margins.methods.rows import Row
 from margins.penalties.context import Threat
-from margins.training import Recipe, processes, train
+from margins.training import Recipe, Trained, loop, processes, train, train_together
 
 #: Subsets, of training and of test images, begin a permutation drawn with this seed: the same for every row and seed.
 PERMUTATION = 0
 #: Images at a time in an evaluation.
 BATCH = 250
+#: Of what decides the trained weights beside a row's own parts.
+REVISIONS = {"training": loop.REVISION, "losses": losses.REVISION, "models": models.REVISION}
 #: What of a unit's configuration decides the trained weights.
-_DECIDES = ("method", "model", "data", "size", "validation", "recipe", "threat")
+_DECIDES = ("method", "model", "data", "size", "validation", "recipe", "threat", "together")
 ATTACKS = {
     "fgsm": fgsm, "pgd": pgd, "cw": cw, "autoattack": autoattack, "square": square, "spsa": spsa, "race": race,
 }  # fmt: skip
@@ -45,7 +47,11 @@ VALIDATION = ("validation PGD-10", "validation clean")
 
 @dataclass(eq=False)
 class Job:
-    """One row with one seed: its training, where it is needed, and its evaluations."""
+    """One row with one seed: its training, where it is needed, and its evaluations.
+
+    Where the unit's configuration names seeds that are trained "together", the first that needs its weights trains all
+    of them, and the others find theirs in the cache.
+    """
 
     row: Row
     recipe: Recipe
@@ -59,25 +65,29 @@ class Job:
 
     def training(self) -> Outcome:
         """Train, keep the weights in the cache, and tell what happened along the way."""
-        kept = self._train(self.row)
+        together, seed = self.unit.config.get("together", ()), self.unit.seed
+        kept = self._weights(self.row, seed) if together else self._train(self.row)[seed]
         curves, chosen = kept["curves"], kept["chosen"]
-        metrics = {"best epoch": chosen if kept["status"] == "done" else math.nan}
-        for name in ("validation PGD-10", "validation clean"):
-            if name in curves:
-                metrics |= {name: curves[name][chosen - 1], f"{name}, last": curves[name][-1]}
+        metrics = {"best epoch": chosen}
+        for name in VALIDATION:
+            curve = curves.get(name, [math.nan] * chosen)  # one that diverged at once has none
+            metrics |= {name: curve[chosen - 1], f"{name}, last": curve[-1]}
         if kept["status"] == "diverged":
             metrics = dict.fromkeys(metrics, math.nan)
-        return Outcome(metrics, curves, status=kept["status"], facts={"weights": kept["digest"]})
+        curves = {name: [math.nan] for name in VALIDATION} | curves
+        facts = {"weights": kept["digest"]} | ({"runs at once": str(len(together))} if together else {})
+        return Outcome(metrics, curves, status=kept["status"], facts=facts)
 
-    def evaluation(self, unit: Unit) -> Outcome:
+    def evaluation(self) -> Outcome:
         """Attack the best or the last weights on test images. Every column of a diverged row is nan."""
-        kept, config = self._weights(self.row), unit.config
+        unit, config = self.unit, self.unit.config
+        kept = self._weights(self.row, unit.seed)
         ending = "" if config["weights"] == "best" else ", last"
         facts = {"weights": kept["digest"]}
         if kept["status"] == "diverged":
-            names = ["clean", *config["attacks"]]
+            names = [*["clean"] * config["first"], *config["attacks"]]
             return Outcome({f"{name}{ending}": math.nan for name in names}, status="diverged", facts=facts)
-        model = self._model(self.row)
+        model = self._model(self.row, unit.seed)
         model.load_state_dict(kept[config["weights"]])
         images = config["images"] or len(datasets.load(config["data"], "test").y)  # all of them in that order too
         test = datasets.load(config["data"], "test", size=images, seed=PERMUTATION)
@@ -107,38 +117,53 @@ class Job:
             attacks[name] = partial(attack, **taken, **{key: value for key, value in given.items() if key != "attack"})
         return attacks
 
-    def _weights(self, row: Row) -> dict[str, Any]:
-        path = self._path(row)
-        return torch.load(path, weights_only=True) if path.exists() else self._train(row)
+    @property
+    def _seeds(self) -> Sequence[int]:
+        """Of the runs that are trained at once."""
+        return self.unit.config.get("together", (self.unit.seed,))
 
-    def _path(self, row: Row) -> Path:
+    def _weights(self, row: Row, seed: int) -> dict[str, Any]:
+        path = self._path(row, seed)
+        return torch.load(path, weights_only=True) if path.exists() else self._train(row)[seed]
+
+    def _path(self, row: Row, seed: int) -> Path:
         """Where the weights lie: the name holds all that decides them."""
-        config = {name: self.unit.config[name] for name in _DECIDES} | {"method": row.describe()}
-        text = json.dumps([config, self.unit.seed, self.unit.scale, self.device.type], sort_keys=True)
+        config = {name: self.unit.config[name] for name in _DECIDES if name in self.unit.config}
+        config |= {"method": row.describe()}
+        text = json.dumps([config, seed, self.unit.scale, self.device.type, REVISIONS], sort_keys=True)
         return paths.CACHE / "weights" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
 
-    def _model(self, row: Row) -> nn.Module:
+    def _model(self, row: Row, seed: int) -> nn.Module:
         settings = dict(self.unit.config["model"])
-        generator = torch.Generator().manual_seed(self.unit.seed)
+        generator = torch.Generator().manual_seed(seed)
         model = models.build(settings.pop("name"), **settings, generator=generator)
         return (model if row.head is None else row.head.put_on(model)).to(self.device)
 
-    def _train(self, row: Row) -> dict[str, Any]:
-        """Train a row, after the row that it starts from, and write the weights: in one file, or not at all."""
-        model = self._model(row)
+    def _train(self, row: Row) -> dict[int, dict[str, Any]]:
+        """Train a row, after the row that it starts from, and write each seed's weights: in one file, or not at all."""
+        made = [self._model(row, seed) for seed in self._seeds]
         if row.start is not None:
-            model.load_state_dict(self._weights(row.start)["best"])
-        train_data, held_out = self._data()
-        trained = train(
-            model, replace(row, head=None), train_data, recipe=self.recipe, threat=self.threat, seed=self.unit.seed,
-            validation=held_out, checkpoint=self.checkpoint.beside(self._path(row).stem), progress=self.checkpoint.say,
+            begun = [self._weights(row.start, seed) for seed in self._seeds]
+            if any(kept["status"] == "diverged" for kept in begun):  # no row goes on from there
+                ended = {"status": "diverged", "curves": {}}
+                return {seed: kept | ended for seed, kept in zip(self._seeds, begun, strict=True)}
+            for model, kept in zip(made, begun, strict=True):
+                model.load_state_dict(kept["best"])
+        data, held_out = self._data()
+        run = train_together if "together" in self.unit.config else _train_each
+        checkpoint = self.checkpoint.beside(self._path(row, self._seeds[0]).stem)
+        trained = run(
+            made, replace(row, head=None, start=None), data, recipe=self.recipe, threat=self.threat, seeds=self._seeds,
+            validation=held_out, checkpoint=checkpoint, progress=self.checkpoint.say,
         )  # fmt: skip
-        kept = {name: getattr(trained, name) for name in ("best", "last", "status", "curves", "chosen")}
-        kept["digest"] = _digest([trained.best, trained.last])
-        if processes.rank() == 0:
-            with atomic(self._path(row)) as file:
-                torch.save(kept, file)
-        return kept
+        found = {}
+        for seed, one in zip(self._seeds, trained, strict=True):
+            kept = {name: getattr(one, name) for name in ("best", "last", "status", "curves", "chosen")}
+            found[seed] = kept | {"digest": _digest([one.best, one.last])}
+            if processes.rank() == 0:
+                with atomic(self._path(row, seed)) as file:
+                    torch.save(found[seed], file)
+        return found
 
     def _data(self) -> tuple[Data, Data]:
         """The training images and, from the same permutation of the training split, the held-out ones."""
@@ -146,6 +171,11 @@ class Job:
         data = datasets.load(self.unit.config["data"], "train", size=size + held, seed=PERMUTATION)
         x, y = data.x.to(self.device), data.y.to(self.device)
         return replace(data, x=x[:size], y=y[:size]), replace(data, x=x[size:], y=y[size:])
+
+
+def _train_each(models: Sequence[nn.Module], *given, seeds: Sequence[int], **settings) -> list[Trained]:
+    """What `train_together` does, one run after the other."""
+    return [train(model, *given, seed=seed, **settings) for model, seed in zip(models, seeds, strict=True)]
 
 
 def _digest(states: Sequence[Mapping[str, Tensor]]) -> str:

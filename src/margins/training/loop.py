@@ -1,11 +1,11 @@
 """The one training loop: any row, on data in memory, exactly resumable."""
 
 import copy
-import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,12 +16,11 @@ from margins import checks
 from margins.checkpoints import Checkpoint
 from margins.datasets import Data
 from margins.errors import MarginsError
-from margins.methods.craft import BOX
-from margins.methods.rows import Phase, Row, describe
-from margins.models import frozen
+from margins.methods.rows import Phase, Row
 from margins.penalties.context import Context, Run, Threat
 from margins.training import processes
 from margins.training.batches import Augment, batches, stream
+from margins.training.fitting import fits, identity, modes
 from margins.training.recipe import Recipe
 from margins.training.selection import Selection, weights
 
@@ -62,7 +61,8 @@ def train(
     """Train `model` in place by `row`, and return the best and the last weights.
 
     data: x (N, ...) in [0, 1] and y on the model's device. validation: held-out samples; PGD-10 on them selects the
-    best epoch, clean accuracy and then the later one where it is equal. The row's recipe fields replace `recipe`'s.
+    best epoch of the row's last phase (clean accuracy, of a row that crafts nothing), then clean accuracy (PGD-10) and
+    then the later one where it is equal. The row's recipe fields replace `recipe`'s.
     seed: of order, augmentation, noise and dropout; the model brings its initial weights. checkpoint: the run goes on
     from it, bit for bit on a CPU, and raises OutOfTime past its deadline. progress: is told a line an epoch.
     Under torchrun every process calls this alike; each takes a part of every batch.
@@ -71,33 +71,29 @@ def train(
     Raises MarginsError, before any step, for a row that does not fit the model or the data.
     """
     processes.join()
-    _fits(model, data)
+    fits(model, data)
     if validation is not None:
-        _fits(model, validation)
+        fits(model, validation)
     checks.whole("seed", seed)
-    loop = _Loop(model, row, data, recipe.with_fields(row.recipe), threat, seed, validation)
+    loop = Loop(model, row, data, recipe.with_fields(row.recipe), threat, seed, validation)
     return loop.run(checkpoint, progress or (lambda line: None))
 
 
-def _fits(model: nn.Module, data: Data) -> None:
-    """Raise MarginsError where model and data don't fit together; two samples are asked of the model."""
-    checks.network(model, checks.inside(data.x, BOX))
-    checks.labels(data.y, len(data.x), data.classes, data.x.device)
-    with frozen(model), torch.no_grad():
-        logits = checks.logits(model(data.x[:2]), len(data.x[:2]))
-    if logits.shape[1] != data.classes:
-        raise MarginsError(f"model must have a logit for each of the {data.classes} classes, but has {logits.shape[1]}")
-
-
-class _Loop:
+class Loop:
     """One training run under way: everything that is in its checkpoint."""
 
+    channels_last = True
+
     def __init__(self, model, row: Row, data: Data, recipe: Recipe, threat: Threat, seed: int, validation):
+        row.check(recipe.epochs)
         self.recipe, self.seed, self.data, self.threat = recipe, seed, data, threat
-        self.row = row
         self.phases = copy.deepcopy(row.phases)  # parts keep state: each run has its own
         if row.head is not None:
             row.head.put_on(model)
+        self._name = partial(
+            identity, copy.deepcopy(model), row, data, recipe, threat, seed, validation, (REVISION, processes.count())
+        )
+        self.modal, self.random = self._modes(model)
         self.parts = [part for phase in self.phases for part in phase.parts]
         self.model = model = processes.prepare(model, self.parts)
         self.steps = recipe.steps(len(data.x))
@@ -107,7 +103,8 @@ class _Loop:
         for part in self.parts:
             part.begin(self.told)
         processes.check(self.parts)
-        self.images = data.x.ndim == 4  # with the channels last convolutions are faster, on GPUs and CPUs
+        # with the channels last convolutions are faster, on GPUs and CPUs
+        self.images = self.channels_last and data.x.ndim == 4
         if self.images:
             model.to(memory_format=torch.channels_last)
         self._train_mode()
@@ -117,18 +114,30 @@ class _Loop:
         self.average = None
         if recipe.average is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
-        self.selection = Selection(validation, threat)
+        self.selection = Selection(validation, threat, row.selection, self.phases[-1].first(recipe.epochs))
         self.step, self.before, self.begun = 0, 0.0, time.monotonic()
         self.curves: dict[str, list[float]] = {}
         self.sums: dict[str, Tensor] = {}
+
+    def _modes(self, model: nn.Module) -> tuple[bool, bool]:
+        return modes(model, self.data.x[:2], self.phases, self.recipe)
 
     @property
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.begun
 
     def run(self, checkpoint: Checkpoint | None, progress: Callable[[str], None]) -> Trained:
+        finite = self._go(checkpoint, progress)
+        last = weights(self._result())
+        best = self.selection.weights or last
+        self.model.eval()
+        chosen = self.selection.epoch or self.step // self.steps
+        return Trained(best, last, "done" if finite else "diverged", self.curves, chosen, self.seconds)
+
+    def _go(self, checkpoint: Checkpoint | None, progress: Callable[[str], None]) -> bool:
+        """Train to the end; False where it came early, by divergence."""
         if checkpoint is not None and (state := checkpoint.load("run", "model", "step")) is not None:
-            if state["run"] != self._name():
+            if state["run"] != self.name:
                 raise MarginsError(f"{checkpoint.path}: a checkpoint of another run, with other settings; delete it")
             self._load(state)
         epochs, finite = self.recipe.epochs, True
@@ -136,20 +145,19 @@ class _Loop:
             epoch = self.step // self.steps
             self._epoch(epoch, checkpoint)
             finite = self._close(epoch)
-            self._tick(checkpoint)
+            if finite:
+                self._tick(checkpoint)
             left = self.seconds / (epoch + 1) * (epochs - epoch - 1)
-            told = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.curves.items())
-            progress(f"epoch {epoch + 1} of {epochs}: {told}; about {left:.0f} s left")
-        last = weights(self._result())
-        best = self.selection.weights or last
-        self.model.eval()
-        chosen = self.selection.epoch or self.step // self.steps
-        return Trained(best, last, "done" if finite else "diverged", self.curves, chosen, self.seconds)
+            progress(f"epoch {epoch + 1} of {epochs}: {self._told()}; about {left:.0f} s left")
+        return finite
 
-    def _name(self) -> str:
-        """What a checkpoint must be of, but for the model, whose shapes are compared when it is loaded."""
-        told = [self.row.describe(), *map(describe, (self.recipe, self.threat))]
-        return json.dumps([*told, self.seed, list(self.data.x.shape)])
+    def _told(self) -> str:
+        return ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.curves.items())
+
+    @cached_property
+    def name(self) -> str:
+        """What a checkpoint must be of."""
+        return self._name()
 
     def _result(self) -> nn.Module:
         return self.model if self.average is None else self.average.module
@@ -163,35 +171,42 @@ class _Loop:
     def _epoch(self, epoch: int, checkpoint: Checkpoint | None) -> None:
         """The rest of an epoch."""
         recipe, first = self.recipe, self.step % self.steps
-        phase = [phase for phase in self.phases if epoch / recipe.epochs >= phase.begin - 1e-9][-1]
+        phase = [phase for phase in self.phases if epoch >= phase.first(recipe.epochs)][-1]
         if first == 0:
             self.sums = {}
             for part in phase.parts:
                 part.start_epoch(self.told)
-        augment = Augment(len(self.data.x), recipe.crop, recipe.flip, self.seed, epoch, self.data.x.device)
-        for index in batches(len(self.data.x), recipe.batch_size, recipe.drop_last, self.seed, epoch, first):
+        augment = self._augment(epoch)
+        for index in self._batches(epoch, first):
             if self.step % self.steps != first:
                 self._tick(checkpoint)
             self._step(phase, augment, index)
             self.step += 1
 
-    def _step(self, phase: Phase, augment: Augment, index: Tensor) -> None:
+    def _augment(self, epoch: int) -> Callable[[Tensor, Tensor], Tensor]:
+        recipe = self.recipe
+        return Augment(len(self.data.x), recipe.crop, recipe.flip, self.seed, epoch, self.data.x.device)
+
+    def _batches(self, epoch: int, first: int) -> Iterator[Tensor]:
+        return batches(len(self.data.x), self.recipe.batch_size, self.recipe.drop_last, self.seed, epoch, first)
+
+    def _step(self, phase: Phase, augment: Callable, index: Tensor) -> None:
         progress = self.step / (self.recipe.epochs * self.steps)
         context = self._context(phase, augment, index, progress)
         if phase.craft is not None:
             phase.craft(context, "clean")
         losses = []
-        for term in phase.terms:
+        for name, term in zip(phase.names, phase.terms, strict=True):
             values = term.values(context)
-            mean = values.sum() / (context.total if values.ndim else self.told.processes)
+            mean = self._mean(values, context)
             losses.append(term.scale(progress) * mean)
-            name = f"{term.name} at {term.at}"
             self.sums[name] = self.sums.get(name, 0) + mean.detach()
+        loss = sum(losses)
         self.optimizer.zero_grad()
-        torch.autograd.backward(sum(losses), inputs=self.trained)
+        torch.autograd.backward(loss, torch.ones_like(loss), inputs=self.trained)
         processes.add(parameter.grad for parameter in self.trained)
         if self.recipe.clip is not None:
-            nn.utils.clip_grad_norm_(self.trained, self.recipe.clip)
+            self._clip(self.recipe.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step, self.steps)
         self.optimizer.step()
@@ -200,7 +215,14 @@ class _Loop:
         for part in phase.parts:
             part.after_step(self.told)
 
-    def _context(self, phase: Phase, augment: Augment, index: Tensor, progress: float) -> Context:
+    def _mean(self, values: Tensor, context: Context) -> Tensor:
+        """The mean of a term's values over the batch, of which other processes may hold the rest."""
+        return values.sum() / (context.total if values.ndim else self.told.processes)
+
+    def _clip(self, longest: float) -> None:
+        nn.utils.clip_grad_norm_(self.trained, longest)
+
+    def _context(self, phase: Phase, augment: Callable, index: Tensor, progress: float) -> Context:
         total, first = len(index), processes.first(len(index))
         index = processes.share(index).to(self.data.x.device, non_blocking=True)
         x = augment(self.data.x[index], index)
@@ -222,6 +244,8 @@ class _Loop:
             differentiated=phase.differentiated,
             featured=any(part.features for part in phase.parts),
             looked=phase.looked,
+            modal=self.modal,
+            random=self.random,
         )
 
     def _close(self, epoch: int) -> bool:
@@ -229,17 +253,18 @@ class _Loop:
         processes.add(self.sums.values())
         means = {name: float(value) / self.steps for name, value in self.sums.items()}
         finite = all(map(math.isfinite, means.values())) and all(p.isfinite().all() for p in self.trained)
-        if finite and self.selection.validation is not None:
-            robust = clean = math.nan
-            if (epoch + 1) % self.recipe.select_every == 0 or epoch + 1 == self.recipe.epochs:
-                robust, clean = self.selection.look(self._result(), epoch + 1)
-            means |= {"validation PGD-10": robust, "validation clean": clean}
+        if finite:
+            means |= self.selection.numbers(self._result, epoch + 1, self.recipe)
+        self._enter(self.curves, means, epoch)
+        return finite
+
+    def _enter(self, curves: dict[str, list[float]], means: dict[str, float], epoch: int) -> None:
+        """Put an epoch's numbers at the ends of the curves."""
         means["rate"] = self.optimizer.param_groups[0]["lr"]
         for name, value in means.items():
-            self.curves.setdefault(name, [math.nan] * epoch).append(value)
-        for values in self.curves.values():  # of a phase that is over
+            curves.setdefault(name, [math.nan] * epoch).append(value)
+        for values in curves.values():  # of a phase that is over
             values += [math.nan] * (epoch + 1 - len(values))
-        return finite
 
     def _tick(self, checkpoint: Checkpoint | None) -> None:
         if checkpoint is not None:
@@ -247,7 +272,7 @@ class _Loop:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "run": self._name(),
+            "run": self.name,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),

@@ -105,9 +105,12 @@ class Recipe:
             raise MarginsError(f"batch_size: with drop_last {self.batch_size} leaves nothing of {samples} samples")
         return steps
 
-    def optimizer(self, model: nn.Module) -> SGD:
+    def optimizer(self, model: nn.Module, stacked: bool = False) -> SGD:
+        """stacked: whether the parameters have one more dimension in front, of the runs."""
+        most = 2 if stacked else 1  # dimensions of norms' parameters and biases
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [{"params": [p for p in trained if p.ndim > 1 or self.decay_norms], "weight_decay": self.weight_decay}]
-        if rest := [p for p in trained if p.ndim <= 1 and not self.decay_norms]:
+        decayed = [p for p in trained if p.ndim > most or self.decay_norms]
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}]
+        if rest := [p for p in trained if p.ndim <= most and not self.decay_norms]:
             groups.append({"params": rest, "weight_decay": 0.0})
         return SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)

@@ -1,0 +1,56 @@
+"""What is looked at before the first step: whether model, data and row fit together, and what kind of model it is."""
+
+import copy
+import json
+
+import torch
+from torch import Tensor, nn
+
+from margins import checks
+from margins.datasets import Data
+from margins.errors import MarginsError
+from margins.evaluation.identity import digest
+from margins.evaluation.identity import weights as digest_of_weights
+from margins.methods.craft import BOX
+from margins.methods.rows import Phase, Row, describe
+from margins.models import frozen
+from margins.penalties.context import Threat, kinds
+from margins.training.recipe import Recipe
+
+
+def fits(model: nn.Module, data: Data) -> None:
+    """Raise MarginsError where model and data don't fit together; two samples are asked of the model."""
+    checks.network(model, checks.inside(data.x, BOX))
+    checks.labels(data.y, len(data.x), data.classes, data.x.device)
+    with frozen(model), torch.no_grad():
+        logits = checks.logits(model(data.x[:2]), len(data.x[:2]))
+    if logits.shape[1] != data.classes:
+        raise MarginsError(f"model must have a logit for each of the {data.classes} classes, but has {logits.shape[1]}")
+
+
+def modes(model: nn.Module, x: Tensor, phases: tuple[Phase, ...], recipe: Recipe) -> tuple[bool, bool]:
+    """Whether the model computes something else in training than in evaluation, and whether it is random in training.
+
+    Told by its layers and by asking a copy of it about two samples x three times, since a model may do without layers
+    what they do. Raises MarginsError for a random model that is to be compiled where a penalty differentiates its
+    input: compiled forwards draw other numbers than those that are differentiated twice, which can't be compiled.
+    """
+    twin = copy.deepcopy(model)
+    answers = []
+    with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad():
+        for seed, training in ((0, True), (1, True), (0, False)):
+            torch.manual_seed(seed)
+            answers.append(twin.train(training)(x))
+    by_layer = kinds(model)
+    modal = by_layer[0] or not torch.equal(answers[0], answers[2])
+    random = by_layer[1] or not torch.equal(answers[0], answers[1])
+    if recipe.compiled and random and any(phase.differentiated for phase in phases):
+        raise MarginsError("compiled: a model with dropout and a penalty on input gradients can't be compiled")
+    return modal, random
+
+
+def identity(model, row: Row, data: Data, recipe: Recipe, threat: Threat, seed: int, validation, more: tuple) -> str:
+    """Everything that decides the outcome of a training, and `more`, as text: what a checkpoint must be of."""
+    sets = [data.x, data.y] if validation is None else [data.x, data.y, validation.x, validation.y]
+    told = [row.describe(), *map(describe, (recipe, threat, more)), seed]
+    return json.dumps([*told, digest_of_weights(model), *map(digest, sets)])
