@@ -4,11 +4,13 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from killed_training import ROWS, same, trained
+from small import data
 
 from margins.checkpoints import Checkpoint, OutOfTime
 from margins.errors import MarginsError
@@ -62,7 +64,7 @@ def test_killed_it_ends_in_the_same_weights(tmp_path, name):
     assert same(torch.load(result), trained(name, None))
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "state.pt"
     torch.save({"weights": torch.zeros(3)}, path)
     with pytest.raises(MarginsError, match="unreadable checkpoint"):
@@ -72,3 +74,6 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         trained("LMA-AT", other)
     with pytest.raises(MarginsError, match="of another run"):
         trained("MAIL", Checkpoint(other.path))
+    monkeypatch.setattr("killed_training.data", partial(data, seed=9))
+    with pytest.raises(MarginsError, match="of another run"):
+        trained("LMA-AT", Checkpoint(other.path))

@@ -9,11 +9,12 @@ import torch
 
 from margins import checkpoints, experiments, methods, paths
 from margins.experiments import results
+from margins.models.heads import Head
 from margins.penalties.context import Threat
 from margins.recording import record
 from margins.records import Store
 from margins.search import best
-from margins.tables import Columns, job, table
+from margins.tables import Columns, job, table, tuning
 from margins.training import Recipe
 
 PGD = {"attack": "pgd", "steps": 5, "step_size": 0.02, "start": "none"}
@@ -172,3 +173,70 @@ def test_other_processes_find_the_table_and_the_search_that_a_module_declares(tm
     means = {row: found.metric(row, "validation PGD-10").mean() for row in found.records}
     assert best(found, "validation PGD-10") == max(means, key=means.get)
     assert set(found.records["beta 1.0"][0].metrics) == {"validation PGD-10", "validation clean"}
+
+
+def test_what_starts_from_a_diverged_row_has_diverged(make):
+    made, go, folder = make
+    start = replace(methods.plain(), recipe={"lr": 1e30})
+    made(rows={"later": replace(methods.at(), start=start)}, columns={"attacks": COLUMNS["attacks"]})
+    assert go() == 0
+    assert results("test/table", "quick", Store(folder / "results")).diverged("later").all()
+
+
+def test_a_row_with_a_head_that_starts_from_one_with_the_same(make):
+    made, go, folder = make
+    head = Head("centred")
+    row = replace(methods.at(), head=head, start=replace(methods.plain(), head=head))
+    made(rows={"later": row}, columns={"attacks": COLUMNS["attacks"]})
+    assert go() == 0
+    assert not results("test/table", "quick", Store(folder / "results")).diverged("later").any()
+
+
+def test_one_diverged_seed_leaves_the_others_numbers(make, monkeypatch):
+    made, go, folder = make
+    real = job.train
+
+    def train(model, *given, seed, **settings):
+        if seed == 1:
+            settings["recipe"] = replace(settings["recipe"], lr=1e30)
+        return real(model, *given, seed=seed, **settings)
+
+    monkeypatch.setattr(job, "train", train)
+    made(rows={"ST": ROWS["ST"]})
+    assert go() == 0
+    found = results("test/table", "quick", Store(folder / "results"))
+    assert found.diverged("ST").tolist() == [False, True]
+    for name, count in (("clean", 60), ("PGD-5", 60), ("AutoAttack", 20), ("PGD-5, last", 60)):
+        images = found.samples("ST", name)
+        assert images.shape == (2, count) and np.isnan(images[1]).all() and np.isin(images[0], (0, 1)).all()
+        assert np.isnan(found.metric("ST", name)).tolist() == [False, True]
+    for name in ("validation PGD-10", "cross_entropy at clean"):
+        assert np.isfinite(found.curve("ST", name)[0]).all()
+    assert np.isnan(found.metric("ST", "validation PGD-10")[1])
+
+
+def test_a_candidate_of_a_search_that_diverges_at_once_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {})
+    tuning(
+        "test/search", title="t", source="s", candidates=[{"beta": 6.0}, {"beta": 1e30}], row=methods.trades,
+        model={"name": "mlp", "inputs": 64, "hidden": (8,), "classes": 10}, data="digits", validation=50,
+        threat=Threat(math.inf, 0.05, 0.02, 3), seeds=(0,),
+        scales={"quick": (100, Recipe(epochs=2, batch_size=20, lr=0.3))},
+    )  # fmt: skip
+    assert record("test/search", scale="quick", results=tmp_path / "results") == 0
+    found = results("test/search", "quick", Store(tmp_path / "results"))
+    assert found.diverged("beta 1e+30").all() and np.isnan(found.metric("beta 1e+30", "validation PGD-10")).all()
+    assert best(found, "validation PGD-10") == "beta 6.0"
+
+
+def test_weights_of_another_revision_are_not_used(make, monkeypatch):
+    made, go, folder = make
+    made(rows={"ST": ROWS["ST"]}, columns={"attacks": COLUMNS["attacks"]})
+    go()
+    before = set((folder / "cache" / "weights").iterdir())
+    monkeypatch.setitem(job.REVISIONS, "losses", 99)
+    made(rows={"ST": ROWS["ST"]}, columns={"attacks": COLUMNS["attacks"]})
+    assert go() == 0
+    assert len(before) == 2 and len(set((folder / "cache" / "weights").iterdir()) - before) == 2
+
