@@ -9,7 +9,24 @@ from margins.errors import MarginsError
 from margins.models.linear import check_sizes, dense
 
 
-class CNN(nn.Module):
+class OfImages(nn.Module):
+    """A `body` that flattens and a `head`, for images of one `shape` (C, H, W): what small convolutional nets share."""
+
+    shape: tuple[int, ...]
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """What the head sees, (B, D)."""
+        if x.shape[1:] != self.shape:
+            raise MarginsError(
+                f"x must have the shape (B, {', '.join(map(str, self.shape))}), but has {tuple(x.shape)}"
+            )
+        return self.body(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x))
+
+
+class CNN(OfImages):
     """Blocks of `kernel` x `kernel` convolutions, 2 x 2 max-pooling after each block, dense layers, a linear head.
 
     Takes x (B, *shape), shape (C, H, W), and returns logits (B, classes). `blocks` lists the channels of each block's
@@ -59,17 +76,6 @@ class CNN(nn.Module):
             inputs = outputs
         self.body = nn.Sequential(*layers)
         self.head = dense(inputs, classes, True, generator)
-
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """What the head sees, (B, hidden[-1])."""
-        if x.shape[1:] != self.shape:
-            raise MarginsError(
-                f"x must have the shape (B, {', '.join(map(str, self.shape))}), but has {tuple(x.shape)}"
-            )
-        return self.body(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x))
 
 
 def convolution(

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from margins.errors import MarginsError
-from margins.models.cnn import convolution
+from margins.models.cnn import OfImages, convolution
 from margins.models.linear import check_sizes, dense
 
 
-class LeNetSmall(nn.Module):
+class LeNetSmall(OfImages):
     """Two strided convolutions and two dense layers, a ReLU after each but the last: 4 x 4, stride 2, padding 1.
 
     Takes x (B, *shape), shape (C, H, W) with H and W multiples of 4, and returns logits (B, classes): `channels`
@@ -40,14 +40,3 @@ class LeNetSmall(nn.Module):
         units = channels[-1] * (shape[1] // 4) * (shape[2] // 4)
         self.body = nn.Sequential(*layers, nn.Flatten(), dense(units, hidden, True, generator), nn.ReLU())
         self.head = dense(hidden, classes, True, generator)
-
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """What the head sees, (B, hidden)."""
-        if x.shape[1:] != self.shape:
-            raise MarginsError(
-                f"x must have the shape (B, {', '.join(map(str, self.shape))}), but has {tuple(x.shape)}"
-            )
-        return self.body(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x))
