@@ -1,19 +1,22 @@
 """Rows in training: phases, selection, equal terms, and what one part of a row must not do to another."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from small import Net, data
+from small import THREAT, Net, data, recipe
 from test_loop import AT, STANDARD, run, same
 from torch.nn import functional
 
 from margins import losses
+from margins.checkpoints import Checkpoint, OutOfTime
 from margins.errors import MarginsError
 from margins.methods import PGD, Phase, Row, Term
+from margins.methods.rows import describe
 from margins.models import frozen
 from margins.models.heads import Cosine, Head
-from margins.penalties.context import Part
+from margins.penalties.context import Part, Threat
+from margins.training import train
 
 
 class Functional(torch.nn.Module):
@@ -110,3 +113,73 @@ def test_what_closes_over_variables_has_no_description():
 
     with pytest.raises(MarginsError, match=r"functools\.partial"):
         Row(None, (Term(make(2.0), "clean"),)).describe()
+
+
+def test_train_refuses_a_row_that_starts_from_another():
+    with pytest.raises(MarginsError, match="start: train that row first"):
+        run(replace(STANDARD, start=AT))
+
+
+@pytest.mark.parametrize("row", ["TRADES", None, STANDARD.terms])
+def test_what_is_no_row_is_refused(row):
+    with pytest.raises(MarginsError, match="row must be a Row"):
+        run(row)
+
+
+def test_validation_is_looked_at_before_any_step():
+    with pytest.raises(MarginsError, match="validation: there must be at least one sample"):
+        run(validation=replace(data(), x=data().x[:0], y=data().y[:0]))
+    with pytest.raises(MarginsError, match="validation must be a margins"):
+        run(validation=(data().x, data().y))
+
+
+@dataclass
+class Begins(Part):
+    """A part that looks at the run and keeps nothing."""
+
+    def begin(self, given):
+        self.seen = len(given.x)
+
+    def __call__(self, context, at):
+        return losses.cross_entropy(context.logits(at), context.y)
+
+
+def test_a_part_that_sets_no_state_can_be_checkpointed(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "state.pt", deadline=0.0)
+    with pytest.raises(OutOfTime):
+        train(Net(), Row(None, (Term(Begins(), "clean"),)), data(), recipe=recipe(), threat=THREAT, seed=0,
+              checkpoint=checkpoint)  # fmt: skip
+    assert checkpoint.load("parts")["parts"] == [{}]
+
+
+class Bare(Begins):
+    """No dataclass itself, with a setting that is no field."""
+
+    def __init__(self, setting):
+        self.setting = setting
+
+
+@dataclass
+class Unannotated(Begins):
+    memory = 0.5
+
+
+def test_settings_that_are_no_fields_are_refused_or_described():
+    def described(part):
+        return Row(None, (Term(part, "clean"),)).describe()
+
+    with pytest.raises(MarginsError, match="setting of Bare can't be recorded"):
+        described(Bare(5.0))
+    before = described(Unannotated())
+    Unannotated.memory = 0.25
+    assert described(Unannotated()) != before
+
+
+def test_defaults_of_a_function_are_described():
+    told = [describe(lambda logits, y, lead=lead: logits) for lead in (1.0, 2.0)]
+    assert told[0] != told[1]
+
+
+def test_an_eps_that_spans_the_box_is_refused():
+    with pytest.raises(MarginsError, match="less than the box's width"):
+        Threat(float("inf"), 8.0, 2.0)

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from margins import paths
@@ -48,6 +49,13 @@ def _tidy(given: argparse.Namespace) -> int:
 
 def _record(given: argparse.Namespace) -> int:
     import margins.papers  # noqa: F401  registers the experiments
+
+    if given.module is not None:
+        sys.path.insert(0, os.getcwd())
+        try:
+            import_module(given.module)
+        except ImportError as error:
+            raise MarginsError(f"--module {given.module}: {error}") from error
     from margins.cluster import Cluster
     from margins.recording import record
 
@@ -201,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
 
     record = command("record", _record, "Run what an experiment is missing and write its records.")
     record.add_argument("experiment", help="as amm/toy")
+    record.add_argument("--module", metavar="M", help="a module of yours that declares the experiment")
     record.add_argument("--scale", required=True, help="quick, laptop, gpu or paper")
     record.add_argument("--seeds", type=seeds, metavar="S", help="as 0-4 or 0,2 (default: all declared)")
     record.add_argument("--rows", nargs="+", metavar="ROW", help="these rows only")

@@ -158,7 +158,8 @@ def register(experiment: Experiment) -> Experiment:
 def find(name: str) -> Experiment:
     """The experiment of that name. Raises MarginsError that lists the names there are."""
     if name not in EXPERIMENTS:
-        raise MarginsError(f"experiment: there is no {name!r}; there are {', '.join(sorted(EXPERIMENTS))}")
+        known = ", ".join(sorted(EXPERIMENTS)) or "none yet (import margins.papers registers the book's)"
+        raise MarginsError(f"experiment: there is no {name!r}; there are {known}")
     return EXPERIMENTS[name]
 
 

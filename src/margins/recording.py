@@ -16,7 +16,7 @@ from margins import estimates, paths, provenance
 from margins.cluster import Cluster
 from margins.cluster import run as run_on_cluster
 from margins.errors import MarginsError
-from margins.experiments import Experiment, Unit, find
+from margins.experiments import EXPERIMENTS, Experiment, Unit, find
 from margins.records import Store
 from margins.running import Ended, attempt, label
 
@@ -185,6 +185,8 @@ def _ends(experiment, todo: Todo, store, commit, jobs, deadline) -> Iterator[tup
 
 def _in_worker(module: str, name: str, *arguments) -> Ended:
     importlib.import_module(module)  # which registers the experiment
+    if name not in EXPERIMENTS:
+        raise MarginsError(f"{name}: other processes import {module}, which does not declare it: put it into a module")
     return _attempt(find(name), *arguments)
 
 

@@ -224,24 +224,49 @@ def describe(value: Any) -> Any:
         name = f"{value.__module__.removeprefix('margins.')}.{value.__qualname__}"
         if value.__closure__:  # what it holds can be anything
             raise MarginsError(f"{name} closes over variables: give it what it is to know by functools.partial")
-        return " ".join([name, *_sources([value])])
+        told = " ".join([name, *_sources([value])])
+        given = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return {"function": told, "defaults": describe(given)} if given and not _ours(value.__module__) else told
     if isinstance(value, partial):
         return {"function": describe(value.func), "given": describe([*value.args, value.keywords])}
     if is_dataclass(value):
         told = {"kind": type(value).__name__} | {one.name: describe(getattr(value, one.name)) for one in fields(value)}
         told |= {"revision": value.revision} if isinstance(value, Part) else {}
-        methods = [one for kind in type(value).__mro__ for one in vars(kind).values() if isinstance(one, FunctionType)]
-        # dataclasses writes methods that have no source
-        sources = _sources([one for one in methods if inspect.unwrap(one).__code__.co_filename != "<string>"])
-        return told | ({"source": sources} if sources else {})
+        return told | _own(value)
     raise MarginsError(
         f"{value!r} of a row can't be recorded: use functions, functools.partial, numbers, text, and dataclasses"
     )
 
 
+def _own(value: Any) -> dict[str, Any]:
+    """What else decides of a dataclass from outside the package: the source of its methods, and its class attributes.
+
+    Raises MarginsError for one with settings that are no fields.
+    """
+    kinds = [kind for kind in type(value).__mro__ if not _ours(kind.__module__) and kind is not object]
+    names = {one.name for one in fields(value)}
+    plain = {
+        name: one for kind in reversed(kinds) for name, one in vars(kind).items()
+        if isinstance(one, bool | int | float | str | tuple) and not name.startswith("__") and name not in names
+    }  # fmt: skip
+    other = sorted(set(vars(value)) - names - {"state"}) if kinds else []
+    if other or any("__dataclass_fields__" not in vars(kind) for kind in kinds):
+        what = f"{', '.join(other)} of {type(value).__name__}" if other else type(value).__name__
+        raise MarginsError(f"{what} can't be recorded: make it a dataclass, and each setting a field with its type")
+    methods = [one for kind in kinds for one in vars(kind).values() if isinstance(one, FunctionType)]
+    # dataclasses writes methods that have no source
+    sources = _sources([one for one in methods if inspect.unwrap(one).__code__.co_filename != "<string>"])
+    return ({"source": sources} if sources else {}) | ({"class": describe(plain)} if plain else {})
+
+
+def _ours(module: str | None) -> bool:
+    """Whether it is of the package, where a revision is raised by who changes a result; a paper's tables are not."""
+    return (module or "").split(".")[0] == "margins" and not (module or "").startswith("margins.papers.")
+
+
 def _sources(functions: list[FunctionType]) -> list[str]:
     """A digest of the source of those that are not this package's; [] where all are. What they call is not in it."""
-    own = [one for one in functions if (one.__module__ or "").split(".")[0] != "margins"]
+    own = [one for one in functions if not _ours(one.__module__)]
     try:
         text = "".join(inspect.getsource(one) for one in own)
     except OSError as error:

@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
-from margins import checks
+from margins import checks, datasets, models
 from margins.checkpoints import Checkpoint
+from margins.errors import MarginsError
 from margins.experiments import Experiment, Outcome, Unit, register
 from margins.methods.rows import Row, describe
 from margins.penalties.context import Threat
@@ -35,7 +37,13 @@ class Columns:
     def __post_init__(self):
         checks.choice("weights", self.weights, ("best", "last"))
         for name, given in self.attacks.items():
-            checks.choice(f"attack of {name}", given.get("attack"), ATTACKS)
+            attack = ATTACKS[checks.choice(f"attack of {name}", given.get("attack"), ATTACKS)]
+            rest = {key: value for key, value in given.items() if key != "attack"}
+            ball = {key: None for key in ("norm", "eps") if key in signature(attack).parameters}
+            try:
+                signature(attack).bind(None, None, None, **ball, **rest)
+            except TypeError as error:
+                raise MarginsError(f"attack of {name}: {error} (norm and eps are the table's)") from None
 
     def settings(self) -> dict[str, Any]:
         told = {"attacks": describe(self.attacks), "images": self.images, "weights": self.weights}
@@ -73,6 +81,14 @@ def table(
     weights end with ", last". The weights lie in the cache; where they are missing there, the row is trained again.
     """
 
+    _check(data, validation, scales, model)
+    names = [f"{name}{', last' * (one.weights == 'last')}" for one in columns.values() for name in one.attacks]
+    if clash := sorted({name for name in names if names.count(name) > 1} | ({"clean"} & set(names))):
+        raise MarginsError(f"columns: {', '.join(clash)} would name two numbers of a row")
+    if not all(isinstance(row, Row) for row in rows.values()) or len(set(seeds)) < len(seeds):
+        raise MarginsError("rows must be Rows, and seeds must differ")
+    if unknown := sorted(set(images) - set(scales)):
+        raise MarginsError(f"images: there is no scale {', '.join(unknown)}; there are {', '.join(scales)}")
     # "clean" is a column of one evaluation, of the best and of the last weights, and not of those after it
     first = {one.weights: column for column, one in reversed(columns.items())}.values()
 
@@ -132,6 +148,7 @@ def tuning(
     The other arguments are those of `table`. Records have the best epoch's "validation PGD-10" and "validation clean"
     in %, and their curves. No test image is read.
     """
+    _check(data, validation, scales, model)
     rows = {name_of(candidate): row(**candidate) for candidate in candidates}
 
     def run(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
@@ -161,6 +178,16 @@ def tuning(
 
 def _stackable(row: Row) -> bool:
     return not obstacles(row) and (row.start is None or _stackable(row.start))
+
+
+def _check(data: str, validation: int, scales: Mapping[str, tuple[int, Recipe]], model: Mapping[str, Any]) -> None:
+    checks.choice("data", data, datasets.SETS)
+    checks.choice("model's name", model.get("name"), models.FAMILIES)
+    checks.whole("validation", validation, 1)
+    most = datasets.SETS[data][1][0]
+    for scale, (size, _) in scales.items():
+        if most is not None and checks.whole("size", size, 1) + validation > most:
+            raise MarginsError(f"{scale}: {size} images and {validation} held-out ones are more than {data}'s {most}")
 
 
 def _caller() -> str:

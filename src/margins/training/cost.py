@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from margins import paths
 from margins.datasets import Data
+from margins.errors import MarginsError
 from margins.methods.rows import Row
 from margins.penalties.context import Threat
 from margins.training.loop import train
@@ -49,6 +50,8 @@ def cost(row: Row, model: nn.Module, data: Data, *, threat: Threat, batch_size: 
     model gets wrong, so the count depends on its weights. Optimiser and losses are not counted, nor is that a net's
     first layer needs no gradient to its input in a full backward. Costs two epochs. Raises MarginsError as `train`.
     """
+    if not hasattr(model, "head"):
+        raise MarginsError("model must have a last layer called head, whose calls are counted")
     last, model = row.phases[-1], copy.deepcopy(model)
     row = replace(row, craft=last.craft, terms=last.terms, later=(), start=None)
     if row.head is not None:

@@ -18,9 +18,30 @@ from margins.penalties.context import Threat, kinds
 from margins.training.recipe import Recipe
 
 
-def fits(model: nn.Module, data: Data) -> None:
-    """Raise MarginsError where model and data don't fit together; two samples are asked of the model."""
+def fits(model: nn.Module, row: Row, data: Data, validation: Data | None) -> None:
+    """Raise MarginsError where model, row and data don't fit together; two samples are asked of the model."""
+    if not isinstance(row, Row):
+        raise MarginsError(f"row must be a Row, such as margins.methods.trades(), but is {row!r}")
+    if row.start is not None:
+        raise MarginsError("start: train that row first, load its weights, and give replace(row, start=None)")
+    for name, given in (("data", data), ("validation", validation)):
+        if given is None and name == "validation":
+            return
+        if not isinstance(given, Data):
+            raise MarginsError(f"{name} must be a margins.datasets.Data, but is a {type(given).__name__}")
+        try:
+            _fits(model, given)
+        except MarginsError as error:
+            raise MarginsError(f"{name}: {error}") from error
+        if given.x.shape[1:] != data.x.shape[1:]:
+            shapes = tuple(given.x.shape[1:]), tuple(data.x.shape[1:])
+            raise MarginsError(f"{name}: a sample has the shape {shapes[0]}, but one of data {shapes[1]}")
+
+
+def _fits(model: nn.Module, data: Data) -> None:
     checks.network(model, checks.inside(data.x, BOX))
+    if not len(data.x):
+        raise MarginsError("there must be at least one sample")
     checks.labels(data.y, len(data.x), data.classes, data.x.device)
     with frozen(model), torch.no_grad():
         logits = checks.logits(model(data.x[:2]), len(data.x[:2]))

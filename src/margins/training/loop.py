@@ -63,18 +63,17 @@ def train(
     data: x (N, ...) in [0, 1] and y on the model's device. validation: held-out samples; PGD-10 on them selects the
     best epoch of the row's last phase (clean accuracy, of a row that crafts nothing), then clean accuracy (PGD-10) and
     then the later one where it is equal. The row's recipe fields replace `recipe`'s.
-    seed: of order, augmentation, noise and dropout; the model brings its initial weights. checkpoint: the run goes on
-    from it, bit for bit on a CPU, and raises OutOfTime past its deadline. progress: is told a line an epoch.
+    seed: of order, augmentation, noise and dropout; the model brings its initial weights. checkpoint: is written every
+    20 s and past its deadline, when OutOfTime is raised; the same call goes on from it, bit for bit on a CPU. It is the
+    caller's to `clear()` when the training has ended. progress: is told a line an epoch.
     Under torchrun every process calls this alike; each takes a part of every batch.
 
     Costs, a step: what the row's craft and terms say, in forwards; a plain step is 3, and each PGD step in craft 2.
     Raises MarginsError, before any step, for a row that does not fit the model or the data.
     """
     processes.join()
-    fits(model, data)
-    if validation is not None:
-        fits(model, validation)
     checks.whole("seed", seed)
+    fits(model, row, data, validation)
     loop = Loop(model, row, data, recipe.with_fields(row.recipe), threat, seed, validation)
     return loop.run(checkpoint, progress or (lambda line: None))
 
@@ -101,6 +100,7 @@ class Loop:
         self.told = Run(model, data.x, data.y, data.classes, threat, recipe.batch_size, uneven, processes.count())
         self.told.combine = processes.total
         for part in self.parts:
+            part.state = {}
             part.begin(self.told)
         processes.check(self.parts)
         # with the channels last convolutions are faster, on GPUs and CPUs

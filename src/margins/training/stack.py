@@ -62,8 +62,7 @@ def train_together(
         raise MarginsError("several runs are trained together in one process, and not compiled")
     for model, seed in zip(models, seeds, strict=True):
         checks.whole("seed", seed)
-        for samples in (data, validation) if validation is not None else (data,):
-            fits(model, samples)
+        fits(model, row, data, validation)
     loop = _Together(models, row, data, recipe, threat, seeds, validation)
     return loop.run(checkpoint, progress or (lambda line: None))
 
