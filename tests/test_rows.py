@@ -181,5 +181,5 @@ def test_defaults_of_a_function_are_described():
 
 
 def test_an_eps_that_spans_the_box_is_refused():
-    with pytest.raises(MarginsError, match="less than the box's width"):
+    with pytest.raises(MarginsError, match="at most the box's width"):
         Threat(float("inf"), 8.0, 2.0)

@@ -33,8 +33,8 @@ class Threat:
     def __post_init__(self):
         checks.norm(self.norm, (2, float("inf")))
         checks.number("eps", self.eps, 0, above=True)
-        if self.norm == float("inf") and self.eps >= 1:
-            raise MarginsError(f"eps must be less than the box's width 1, but is {self.eps:g}; was that / 255 meant?")
+        if self.norm == float("inf") and self.eps > 1:
+            raise MarginsError(f"eps must be at most the box's width 1, but is {self.eps:g}; was that / 255 meant?")
         checks.number("step_size", self.step_size, 0, above=True)
         checks.whole("steps", self.steps, 1)
         checks.number("ramp", self.ramp, 0, 1)
