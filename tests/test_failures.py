@@ -98,7 +98,7 @@ def test_a_full_disk(user, tmp_path, monkeypatch):
 def test_the_records_of_the_repository_can_be_read():
     assert {name for evidence in papers.EVIDENCE.values() for name in evidence.experiments} <= set(EXPERIMENTS)
     for name in EXPERIMENTS:
-        assert Store().all(name)
+        assert name.startswith("test/") or Store().all(name)  # other tests register some of their own
         for record in Store().all(name):
             Store().arrays(record)
 
