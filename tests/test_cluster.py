@@ -4,6 +4,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import sums
 from stores import contents
@@ -14,8 +15,6 @@ from margins.errors import MarginsError
 from margins.experiments import EXPERIMENTS, find, results
 from margins.records import Store
 from margins.search import best
-
-ray = pytest.importorskip("ray")
 
 
 @pytest.fixture
@@ -39,15 +38,8 @@ def undisturbed(name, tmp_path, monkeypatch):
 
 def processes() -> list[str]:
     """The command lines of Ray's processes."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().replace(b"\0", b" ").decode()
-        except OSError:  # it has ended
-            continue
-        if any(name in line for name in ("raylet", "gcs_server", "ray::")):
-            found.append(line)
-    return found
+    lines = (" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+    return [line for line in lines if any(name in line for name in ("raylet", "gcs_server", "ray::"))]
 
 
 def not_installed(units, checkpoint):
@@ -57,7 +49,6 @@ def not_installed(units, checkpoint):
 not_installed.__module__ = "elsewhere"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it looks for processes in /proc")
 def test_a_killed_worker_s_runs_are_made_again_on_two_machines(cache, tmp_path, monkeypatch, capfd):
     from ray.cluster_utils import Cluster as Machines
 

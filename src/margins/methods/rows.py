@@ -51,8 +51,8 @@ class Term:
         `margins.losses`; at "both" (adversarial logits, clean logits, y) -> (B,); of the "parameters" (model) -> a
         number; or a `Part`, which is asked as part(context, at).
     coefficient: a number, or a function of the share of the training that is done.
-    weight: None, or a `Part`: one number a sample, (B,). Where its attribute `detached` is true no gradient goes
-        through it.
+    weight: None, or a `Part`: one number a sample, (B,). A weight that is to carry no gradient detaches it itself, as
+        MAIL's and GAIRAT's do.
     """
 
     function: Callable[..., Tensor] | Part

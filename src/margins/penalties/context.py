@@ -41,8 +41,8 @@ class Threat:
 
     def at(self, progress: float) -> "Threat":
         """The ball at that share of the training."""
-        grown = min(1.0, progress / self.ramp) if self.ramp else 1.0
-        return Threat(self.norm, self.eps * max(grown, 1e-6), self.step_size * max(grown, 1e-6), self.steps)
+        grown = max(min(1.0, progress / self.ramp), 1e-6) if self.ramp else 1.0  # a ball has a radius above 0
+        return Threat(self.norm, self.eps * grown, self.step_size * grown, self.steps)
 
 
 class Part:
