@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import evaluation, report, training
 from benchmarks.cases import CASES, SUBJECTS
-from benchmarks.comparison import Comparison, commit
+from benchmarks.comparison import Comparison, committed
 from benchmarks.libraries import LIBRARIES
 from benchmarks.subject import prepare
 from margins import paths
@@ -63,8 +63,7 @@ def main(arguments=None) -> int:
         tables = [report.table(report.read(path)) for path in sorted(RECORDED.glob("*.json"))]
         print("\n\n".join(tables) or f"nothing is recorded in {RECORDED} yet")
         return 0
-    if given.record and commit()[1]:
-        print("bench: a record names the commit that was measured: commit your changes first", file=sys.stderr)
+    if given.record and not committed():
         return 1
     torch.set_num_threads(1)
     chosen = {name: getattr(given, name) for name in ("samples", "reps", "seed", "limit", "checkouts")}

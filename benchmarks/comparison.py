@@ -5,6 +5,7 @@ import os
 import platform
 import random
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -117,6 +118,13 @@ def commit() -> tuple[str | None, bool]:
         )
     except (OSError, subprocess.CalledProcessError):
         return None, True
+
+
+def committed() -> bool:
+    """Whether a record can name the commit that is measured; says on stderr that it can't."""
+    if changed := commit()[1]:
+        print("bench: a record names the commit that was measured: commit your changes first", file=sys.stderr)
+    return not changed
 
 
 def provenance() -> dict:

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import statistics
-import sys
 import time
 from unittest import mock
 
@@ -13,7 +12,7 @@ import torch
 
 import margins
 from benchmarks.cases import SUBJECTS
-from benchmarks.comparison import commit, provenance
+from benchmarks.comparison import committed, provenance
 from benchmarks.report import plain
 from benchmarks.subject import load, prepare
 from margins import paths
@@ -35,8 +34,7 @@ def main(arguments=None) -> int:
     given = parser.parse_args(arguments)
     if min(given.samples, given.reps) < 1:
         parser.error("--samples and --reps have to be at least 1")
-    if given.record and commit()[1]:
-        print("bench: a record names the commit that was measured: commit your changes first", file=sys.stderr)
+    if given.record and not committed():
         return 1
     torch.set_num_threads(1)
     for name in given.models:

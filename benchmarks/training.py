@@ -10,7 +10,6 @@ import math
 import os
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.comparison import commit, provenance
+from benchmarks.comparison import committed, provenance
 from benchmarks.report import plain
 from margins import datasets, models, paths, training
 from margins.datasets import Data
@@ -61,8 +60,7 @@ def main(arguments=None) -> int:
         shown = [table(json.loads(path.read_text())) for path in sorted(MEASURED.glob("*.json"))]
         print("\n\n".join(shown) or f"nothing is recorded in {MEASURED} yet")
         return 0
-    if given.record and commit()[1]:
-        print("bench: a record names the commit that was measured: commit your changes first", file=sys.stderr)
+    if given.record and not committed():
         return 1
     torch.set_num_threads(1)
     for net in given.nets:

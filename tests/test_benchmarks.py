@@ -169,7 +169,7 @@ def test_what_can_be_chosen(tmp_path, capsys):
 
 
 def test_a_record_needs_a_clean_checkout(monkeypatch, capsys):
-    monkeypatch.setattr(command, "commit", lambda: ("0" * 40, True))
+    monkeypatch.setattr(comparison, "commit", lambda: ("0" * 40, True))
     assert command.main(["--record"]) == 1
     assert "commit your changes first" in capsys.readouterr().err
 
@@ -303,8 +303,8 @@ def test_an_evaluation_is_measured_without_its_checks():
 def test_training_and_evaluation_are_commands_by_their_first_word(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(training, "MEASURED", tmp_path)
     assert command.main(["training", "--show"]) == 0 and "nothing is recorded" in capsys.readouterr().out
-    for module, name in ((training, "training"), (evaluation, "evaluation")):
-        monkeypatch.setattr(module, "commit", lambda: ("0" * 40, True))
+    monkeypatch.setattr(comparison, "commit", lambda: ("0" * 40, True))
+    for name in ("training", "evaluation"):
         assert command.main([name, "--record"]) == 1
         assert "commit your changes first" in capsys.readouterr().err
     assert training.options([]).methods == list(METHODS)
