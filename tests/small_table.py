@@ -17,6 +17,10 @@ TABLE = table(
     rows={"ST": methods.plain(), "AT": methods.at()}, columns={"attacks": Columns({"PGD-5": PGD}, images=60)},
     scales=SCALES, seeds=(0,),
 )  # fmt: skip
+MIXED = table(
+    "test/mixed-table", title="t", source="s", model=MODEL, data="digits", validation=50, threat=THREAT,
+    rows={"GAIRAT": methods.gairat(begin=0.0), "AT": methods.at()}, columns={}, scales=SCALES, seeds=(0,),
+)  # fmt: skip
 SEARCH = tuning(
     "test/small-search", title="t", source="s", candidates=[{"beta": 1.0}, {"beta": 6.0}], row=methods.trades,
     model=MODEL, data="digits", validation=50, threat=THREAT, scales=SCALES, seeds=(7,),

@@ -12,10 +12,10 @@ from margins import paths, recording
 from margins.records import Store
 
 
-def torchrun(folder: Path, name: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [sums.__file__, name, str(folder / "results")]
+def torchrun(folder: Path, *given: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *given]
     environment = {**os.environ, "MARGINS_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.path.dirname(__file__)
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -23,7 +23,7 @@ def test_two_processes_make_the_records_of_one(tmp_path, monkeypatch):
     store = Store(tmp_path / "results")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "log").touch()
-    done = torchrun(tmp_path, sums.SUM)
+    done = torchrun(tmp_path, sums.__file__, sums.SUM, str(store.root))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": recorded (") == 6 and done.stdout.count("6 runs to do") == 1
     assert "Warning" not in done.stderr
@@ -35,5 +35,15 @@ def test_two_processes_make_the_records_of_one(tmp_path, monkeypatch):
 
 
 def test_a_failure_in_one_process_ends_them_all(tmp_path):
-    done = torchrun(tmp_path, sums.BAD)
+    done = torchrun(tmp_path, sums.__file__, sums.BAD, str(tmp_path / "results"))
     assert done.returncode == 1 and "ValueError: only here" in done.stderr
+
+
+def test_a_row_that_they_cannot_share_is_told_and_the_others_are_trained(tmp_path):
+    store = Store(tmp_path / "results")
+    command = ["-m", "margins", "record", "test/mixed-table", "--module", "small_table", "--scale", "quick"]
+    done = torchrun(tmp_path, *command, "--results", str(store.root))
+    assert done.returncode == 1
+    assert "'GAIRAT' seed 0, training: failed (" in done.stdout and "'AT' seed 0, training: recorded (" in done.stdout
+    assert done.stderr.count("looks at the whole batch: train this row in one process") == 1
+    assert [record.row for record in store.all("test/mixed-table")] == ["AT"]

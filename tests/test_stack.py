@@ -263,6 +263,8 @@ def test_a_table_trained_together_records_the_same_numbers(recorded, monkeypatch
         assert same.curves.keys() == one.curves.keys()
         for name, values in one.curves.items():
             assert same.curves[name] == pytest.approx(values, rel=1e-5)
+    spent = {found["AT", seed, "training"].provenance["seconds"] for seed in SEEDS}
+    assert len(spent) == 1 and spent.pop() > 0  # each an equal part
 
 
 def test_a_table_trained_together_goes_on_where_it_was_stopped(recorded, monkeypatch):

@@ -1,6 +1,7 @@
 """A table of methods is trained, attacked and recorded; what is there is not run again, and what is added is added."""
 
 import math
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -100,15 +101,32 @@ def test_an_attack_added_later_adds_records_and_trains_nothing(make, monkeypatch
     assert before < keys(folder) and len(keys(folder)) == 2 * len(before)
 
 
-def test_lost_weights_are_trained_again_to_the_same(make):
+def test_lost_weights_are_trained_again_to_the_same(make, monkeypatch, capsys):
     made, go, folder = make
     made(rows={"ST": ROWS["ST"]}, columns={"attacks": COLUMNS["attacks"]})
     go()
+    made(rows={"ST": ROWS["ST"]})
+    capsys.readouterr()
+    assert go(dry_run=True) == 0 and "again" not in capsys.readouterr().out
     for path in (folder / "cache" / "weights").iterdir():
         path.unlink()
-    made(rows={"ST": ROWS["ST"]})
+    assert go(dry_run=True) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    for seed in (0, 1):  # so it says beforehand
+        plan = [line.partition(": ")[0] for line in lines if f"seed {seed}" in line]
+        assert [line.partition(", ")[2] for line in plan] == ["training, again", "last", "AutoAttack"]
+    train = job.train
+
+    def slow(*given, **settings):
+        time.sleep(2)
+        return train(*given, **settings)
+
+    monkeypatch.setattr(job, "train", slow)
     assert go() == 0
-    assert results("test/table", "quick", Store(folder / "results")).samples("ST", "AutoAttack").shape == (2, 20)
+    store = Store(folder / "results")
+    assert results("test/table", "quick", store).samples("ST", "AutoAttack").shape == (2, 20)
+    # which is not in what the evaluation took
+    assert all(record.provenance["seconds"] < 2 for record in store.all("test/table"))
 
 
 def test_settings_of_the_training_change_all_keys_and_those_of_a_column_its_own(make):
@@ -240,7 +258,6 @@ def test_weights_of_another_revision_are_not_used(make, monkeypatch):
     made(rows={"ST": ROWS["ST"]}, columns={"attacks": COLUMNS["attacks"]})
     assert go() == 0
     assert len(before) == 2 and len(set((folder / "cache" / "weights").iterdir()) - before) == 2
-
 
 
 @pytest.mark.parametrize(

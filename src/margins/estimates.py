@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from statistics import median
 
 from margins.experiments import Experiment, Unit
@@ -33,9 +34,16 @@ class Estimates:
         return self._declared.get(unit.part) if isinstance(self._declared, Mapping) else self._declared
 
     def runs(self, missing: list[Unit]) -> list[tuple[str, float | None]]:
-        """What is missing of a group, as (text, minutes): the parts one by one, the units of a stack together."""
+        """What is missing of a group, as (text, minutes): the parts one by one, the units of a stack together.
+
+        With it what is recorded, but has to be made again for it: a first part whose weights are lost.
+        """
         if self.experiment.parts:
-            return [(str(unit), self.minutes(unit)) for unit in missing]
+            first = next(iter(self.experiment.parts))
+            made = {unit.seed for unit in missing if unit.part == first}
+            lost = {unit.seed: replace(unit, part=first) for unit in missing if self.experiment.lost(unit)}
+            again = [(f"{unit}, again", self.minutes(unit)) for seed, unit in lost.items() if seed not in made]
+            return again + [(str(unit), self.minutes(unit)) for unit in missing]
         return [("; ".join(map(str, missing)), self.minutes(missing[0]))]
 
 

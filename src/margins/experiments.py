@@ -39,8 +39,9 @@ class Unit:
 class Outcome:
     """What a unit's run returns: metrics (numbers), curves (lists of numbers) and arrays (per-sample results).
 
-    status is "done" or "diverged". facts are texts that go into the record's provenance: "weights" is the sha256 of the
-    network that the unit trained or evaluated, and must be the same in all parts of a row and seed.
+    status is "done" or "diverged". seconds: how long it took, where the run itself knows better than the clock, since
+    it was resumed or made several units at once. facts are texts that go into the record's provenance: "weights" is the
+    sha256 of the network that the unit trained or evaluated, and must be the same in all parts of a row and seed.
     """
 
     metrics: Mapping[str, float]
@@ -48,6 +49,7 @@ class Outcome:
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     status: str = "done"
     facts: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class Experiment:
     the configuration of another part, so what several parts rest on belongs in `settings`. `run` is called with those
     parts of one row and seed that are missing, in their order, and yields their outcomes one after the other: each is
     recorded when it comes, and what the run was killed in is all that is lost.
+
+    `lost(unit)`: whether what the first part left for the others, such as weights in the cache, is gone, so that `run`
+    makes it again; plans count it.
 
     Units run in the order of `units`: every row with its first seed, then every row with its second, and so on; of the
     rows in `together`, which have parts, one call of `run` is about all seeds, one after the other.
@@ -84,6 +89,7 @@ class Experiment:
     minutes: Mapping[str, float | Mapping[str, float]] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     together: frozenset[str] = frozenset()
+    lost: Callable[[Unit], bool] = lambda unit: False
 
     def __post_init__(self):
         if unknown := set(self.scales) - set(SCALES):

@@ -57,7 +57,7 @@ def attempt(
     """Run a group for what is missing of it, give `save` each record as soon as it is there, and say how it ended.
 
     deadline: a time.monotonic(). One failing run does not stop the others, so it is told and not raised; where several
-    processes train one network, it is raised, since they could not go on together.
+    processes train one network, it is raised, since they could not go on together, but for what all refuse alike.
     """
     for number, item in enumerate(stages(experiment, group, missing, commit=commit, deadline=deadline, say=say)):
         if isinstance(item, Ended):
@@ -95,10 +95,13 @@ def stages(experiment, group, missing, *, commit, deadline, say=None) -> Iterato
 
 
 def failed(unit: Unit, error: Exception) -> Ended:
-    """How a run ended by an exception, which is raised where several processes train one network."""
+    """How a run ended by an exception, which is raised where several processes train one network.
+
+    What all of them refuse alike is told there too: they go on with the next run.
+    """
     from margins.training import processes
 
-    if processes.count() > 1:
+    if processes.count() > 1 and not isinstance(error, processes.Unshareable):
         raise error
     if isinstance(error, MarginsError):
         return Ended("failed", unit, str(error))
@@ -126,8 +129,9 @@ def _records(experiment, group, missing, commit, deadline, say) -> Iterator[tupl
         if experiment.parts:
             seconds = time.monotonic() - start
         if unit.key in wanted:
+            took = seconds if outcome.seconds is None else outcome.seconds
             origin = {
-                "seconds": round(seconds, 3),
+                "seconds": round(took, 3),
                 "runs_at_once": 1 if experiment.parts else len(group),
                 **provenance.machine(),
                 "commit": commit,

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -99,6 +99,9 @@ def table(
         jobs = [Job(rows[unit.row], recipe, threat, unit, checkpoint) for unit in units]
         return (job.training() if job.unit.part == TRAINING else job.evaluation() for job in jobs)
 
+    def lost(unit: Unit) -> bool:
+        return Job(rows[unit.row], scales[unit.scale][1], threat, unit).lost()
+
     run.__module__ = _caller()
     return register(
         Experiment(
@@ -124,6 +127,7 @@ def table(
             run=run,
             minutes=minutes,
             together=stacked,
+            lost=lost,
         )
     )
 
@@ -156,7 +160,7 @@ def tuning(
         outcome = Job(rows[unit.row], scales[unit.scale][1], threat, unit, checkpoint).training()
         kept = {metric: outcome.metrics[metric] for metric in VALIDATION}
         curves = {curve: outcome.curves[curve] for curve in VALIDATION}
-        return [Outcome(kept, curves, status=outcome.status, facts=outcome.facts)]
+        return [replace(outcome, metrics=kept, curves=curves)]
 
     run.__module__ = _caller()
     return register(

@@ -50,14 +50,14 @@ class Job:
     """One row with one seed: its training, where it is needed, and its evaluations.
 
     Where the unit's configuration names seeds that are trained "together", the first that needs its weights trains all
-    of them, and the others find theirs in the cache.
+    of them, and the others find theirs in the cache. Without a checkpoint it can only be asked what is `lost`.
     """
 
     row: Row
     recipe: Recipe
     threat: Threat
     unit: Unit
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None = None
 
     def __post_init__(self):
         processes.join()
@@ -76,17 +76,23 @@ class Job:
             metrics = dict.fromkeys(metrics, math.nan)
         curves = {name: [math.nan] for name in VALIDATION} | curves
         facts = {"weights": kept["digest"]} | ({"runs at once": str(len(together))} if together else {})
-        return Outcome(metrics, curves, status=kept["status"], facts=facts)
+        return Outcome(metrics, curves, status=kept["status"], facts=facts, seconds=kept["seconds"])
+
+    def lost(self) -> bool:
+        """Whether the weights are not in the cache, so that they must be trained, again if they were before."""
+        return not self._path(self.row, self.unit.seed).exists()
 
     def evaluation(self) -> Outcome:
         """Attack the best or the last weights on test images. Every column of a diverged row is nan."""
         unit, config = self.unit, self.unit.config
         kept = self._weights(self.row, unit.seed)
+        begun = time.monotonic()
         ending = "" if config["weights"] == "best" else ", last"
         facts = {"weights": kept["digest"]}
         if kept["status"] == "diverged":
             names = [*["clean"] * config["first"], *config["attacks"]]
-            return Outcome({f"{name}{ending}": math.nan for name in names}, status="diverged", facts=facts)
+            metrics = {f"{name}{ending}": math.nan for name in names}
+            return Outcome(metrics, status="diverged", facts=facts, seconds=0.0)
         model = self._model(self.row, unit.seed)
         model.load_state_dict(kept[config["weights"]])
         images = config["images"] or len(datasets.load(config["data"], "test").y)  # all of them in that order too
@@ -106,7 +112,8 @@ class Job:
         metrics = {f"{name}{ending}": 100 * kept.double().mean().item() for name, kept in withstood.items()}
         metrics[f"images of {unit.part}"] = len(test.x)
         facts |= {f"failed checks of {unit.part}": "; ".join(one.name for one in result.failed)}
-        return Outcome(metrics, arrays={f"{n}{ending}": kept.numpy() for n, kept in withstood.items()}, facts=facts)
+        arrays = {f"{name}{ending}": kept.numpy() for name, kept in withstood.items()}
+        return Outcome(metrics, arrays=arrays, facts=facts, seconds=time.monotonic() - begun)
 
     def _attacks(self, columns: Mapping[str, Mapping[str, Any]]) -> dict[str, partial]:
         ball = {"norm": self.threat.norm, "eps": self.threat.eps}
@@ -145,7 +152,7 @@ class Job:
         if row.start is not None:
             begun = [self._weights(row.start, seed) for seed in self._seeds]
             if any(kept["status"] == "diverged" for kept in begun):  # no row goes on from there
-                ended = {"status": "diverged", "curves": {}}
+                ended = {"status": "diverged", "curves": {}, "seconds": 0.0}
                 return {seed: kept | ended for seed, kept in zip(self._seeds, begun, strict=True)}
             for model, kept in zip(made, begun, strict=True):
                 model.load_state_dict(kept["best"])
@@ -159,7 +166,7 @@ class Job:
         found = {}
         for seed, one in zip(self._seeds, trained, strict=True):
             kept = {name: getattr(one, name) for name in ("best", "last", "status", "curves", "chosen")}
-            found[seed] = kept | {"digest": _digest([one.best, one.last])}
+            found[seed] = kept | {"digest": _digest([one.best, one.last]), "seconds": one.seconds}
             if processes.rank() == 0:
                 with atomic(self._path(row, seed)) as file:
                     torch.save(found[seed], file)

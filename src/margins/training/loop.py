@@ -35,7 +35,8 @@ class Trained:
 
     best, last: state dicts on the CPU, best by validation (the last where there was none). status: "done", or
     "diverged" where the loss was not finite; curves then end there. curves: name -> one number an epoch; nan in epochs
-    that were not validated. chosen: the epoch of `best`, counted from 1. seconds: of all sessions together.
+    that were not validated. chosen: the epoch of `best`, counted from 1. seconds: of all sessions together; of runs
+    that were trained at once, an equal part for each.
     """
 
     best: State

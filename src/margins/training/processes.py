@@ -14,6 +14,10 @@ from margins.penalties.context import Part
 EVERY = 50
 
 
+class Unshareable(MarginsError):
+    """A row that several processes can't train together: all of them raise this alike, before any step."""
+
+
 def join() -> None:
     """Meet the other processes where torchrun started this one (it says so in the environment); else do nothing."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not distributed.is_initialized():
@@ -92,19 +96,19 @@ def tick(checkpoint: Checkpoint, state: Callable[[], dict], step: int) -> None:
 
 
 def prepare(model: nn.Module, parts: Iterable[Part]) -> nn.Module:
-    """The model with BatchNorm over all processes. Raises MarginsError for what needs the whole batch in one place."""
+    """The model with BatchNorm over all processes. Raises Unshareable for what needs the whole batch in one place."""
     if count() == 1:
         return model
     if wide := sorted({type(part).__name__ for part in parts if part.batch_wide}):
-        raise MarginsError(f"{', '.join(wide)} looks at the whole batch: train this row in one process")
+        raise Unshareable(f"{', '.join(wide)} looks at the whole batch: train this row in one process")
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         if not torch.cuda.is_available():
-            raise MarginsError("BatchNorm needs the whole batch, which several processes share on GPUs only")
+            raise Unshareable("BatchNorm needs the whole batch, which several processes share on GPUs only")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return model
 
 
 def check(parts: Iterable[Part]) -> None:
-    """Raise MarginsError for parts whose state would differ between the processes."""
+    """Raise Unshareable for parts whose state would differ between the processes."""
     if count() > 1 and (kept := sorted({type(part).__name__ for part in parts if part.state and not part.shared})):
-        raise MarginsError(f"{', '.join(kept)} keeps a state of the whole batch: train this row in one process")
+        raise Unshareable(f"{', '.join(kept)} keeps a state of the whole batch: train this row in one process")
