@@ -7,7 +7,7 @@ import torch
 from margins.claims import Difference, Missing
 from margins.experiments import EXPERIMENTS, results
 from margins.papers.lma import mnist, mnist_evidence, moving_average
-from margins.papers.lma.mnist_evidence import ALONE, BASELINES, LMA
+from margins.papers.lma.mnist_evidence import ALONE, BASELINES, LMA, SCALED
 from margins.penalties.moving_average import MovingAverage
 
 
@@ -26,7 +26,7 @@ class Table:
 
 def table(seed=0, **diverged):
     rng = np.random.default_rng(seed)
-    names = (LMA, ALONE, *BASELINES)
+    names = (LMA, ALONE, SCALED, *BASELINES)
     rows = {}
     for i, name in enumerate(names):
         clean = rng.random((3, 200)) < 0.95 - 0.01 * i
@@ -66,9 +66,10 @@ def test_the_balance_is_the_mean_of_clean_and_autoattack_on_the_same_images():
 
 def test_averaging_is_judged_by_autoattack_with_little_clean_accuracy_lost():
     given = table()
-    robust, clean = read("lma-s1-logit-averaging-helps", given)
-    apart = given.rows[LMA]["AutoAttack"].mean(1) - given.rows[ALONE]["AutoAttack"].mean(1)
-    assert robust.values == pytest.approx(100 * apart) and (robust.relation, robust.delta) == (">", 0)
+    robust, clean, scaled = read("lma-s1-logit-averaging-helps", given)
+    for part, control in ((robust, ALONE), (scaled, SCALED)):
+        apart = given.rows[LMA]["AutoAttack"].mean(1) - given.rows[control]["AutoAttack"].mean(1)
+        assert part.values == pytest.approx(100 * apart) and (part.relation, part.delta) == (">", 0)
     assert clean.images.shape == (200,) and clean.delta == -0.5
 
 
@@ -79,6 +80,17 @@ def test_a_diverged_seed_counts_against_its_row():
     part = read("lma-abs-favourable-balance", theirs)[0]
     assert (part.failed, part.opposed) == (0, 1)
     assert part.images.mean() == pytest.approx(np.nanmean(part.values))
+    part = read("lma-abs-favourable-balance", table(diverged=((LMA, 1), ("AT", 1), ("AT", 2))))[0]
+    assert (part.failed, part.opposed) == (1, 2)  # a seed that both lost counts against both
+
+
+def test_a_collapsed_seed_has_no_small_gap_to_show_for_it():
+    for name, counts in ((LMA, (1, 0)), ("AT", (0, 1))):
+        given = table()
+        for kept in given.rows[name].values():
+            kept[2] = np.arange(kept.shape[1]) % 10 == 0  # one class of ten, and no attack changes it
+        part = read("lma-abs-gap-reduced", given)[0]
+        assert np.isnan(part.values).tolist() == [False, False, True] and (part.failed, part.opposed) == counts
 
 
 def test_an_images_own_past_is_all_of_a_memory_by_image_and_chance_by_position():
@@ -92,6 +104,14 @@ def test_an_images_own_past_is_all_of_a_memory_by_image_and_chance_by_position()
         shares.append(own / sum(weights.values()))
     found = moving_average.own_share(MovingAverage(tau, reading="batch"), 12, 4, seed=1)
     assert found == pytest.approx(torch.cat(shares).mean().item(), abs=1e-12)
+
+
+def test_the_scaled_control_has_what_is_left_of_beta():
+    kept, alone = (
+        next(term for term in mnist.ROWS[row].terms if term.name == "MovingAverage") for row in (LMA, SCALED)
+    )
+    assert (kept.function.tau, alone.function.tau) == (0.2, 0.0)
+    assert alone.coefficient == pytest.approx((1 - kept.function.tau) ** 2 * kept.coefficient)
 
 
 @pytest.mark.parametrize("method", mnist.TUNED)

@@ -63,6 +63,7 @@ ROWS = {
     "LMA-AT, tau 0, 0.64 of that": candidate("LMA-AT, tau 0", LEFT * BETA),
     "LMA-AT": candidate("LMA-AT", CHOSEN["LMA-AT"]),
     "LMA-AT, tau 0": candidate("LMA-AT, tau 0", CHOSEN["LMA-AT, tau 0"]),
+    "LMA-AT, tau 0, scaled beta": candidate("LMA-AT, tau 0", LEFT * CHOSEN["LMA-AT"]),
     "AT+EMR, centred head": replace(EMR, head=Head("centred")),
 }
 ATTACK = {"attack": "pgd", "start": "uniform", "step_size": EPS / 8}
