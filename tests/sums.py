@@ -18,7 +18,7 @@ from margins.experiments import Experiment, Outcome, register
 from margins.recording import record
 from margins.search import grid, search
 
-SUM, PARTS, SEARCH, BAD = "test/sum", "test/parts", "test/search", "test/bad"
+SUM, PARTS, SEARCH, BAD, KILLS = "test/sum", "test/parts", "test/search", "test/bad", "test/kills"
 
 
 def at(moment: str) -> None:
@@ -78,6 +78,13 @@ def bad_in_one_process(units, checkpoint):
     return [Outcome({}) for _ in units]
 
 
+def killed(units, checkpoint):
+    (unit,) = units
+    if unit.config["kills"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [Outcome({"seed": unit.seed})]
+
+
 def parabola(units, checkpoint):
     (unit,) = units
     x, y = unit.config["x"], unit.config["y"]
@@ -119,6 +126,17 @@ register(
         scales={"quick": {}},
         seeds=(0, 1),
         run=bad_in_one_process,
+    )
+)
+register(
+    Experiment(
+        name=KILLS,
+        title="a row that kills its process",
+        source="a test",
+        rows={"one": {"kills": False}, "bad": {"kills": True}, "two": {"kills": False}},
+        scales={"quick": {}},
+        seeds=(0, 1),
+        run=killed,
     )
 )
 register(

@@ -37,6 +37,8 @@ def test_record_passes_on_what_was_asked_for(monkeypatch):
     ]:
         assert cli.main(["record", "amm/toy", "--scale", "quick", *line.split()]) == 3
         assert asked["cluster"] == cluster
+    asked.clear()
+    assert cli.main(["record", "amm/toy", "--scale", "quick", "--cluster", "--cpus-per-unit", "0"]) == 1 and not asked
 
 
 @pytest.mark.parametrize(("text", "value"), [("90s", 90), ("20m", 1200), ("1.5h", 5400)])

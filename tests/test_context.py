@@ -55,6 +55,12 @@ def test_an_input_gradient_that_nobody_announced_costs_a_second_forward():
     assert len(seen) == 2
 
 
+def test_dropout_masks_of_processes_that_share_a_batch_differ():
+    model = network("dropout").train()
+    first, second = (context(model, first=first).logits("clean") for first in (0, 6))
+    assert not torch.equal(first, second)
+
+
 def test_dropout_masks_are_the_same_in_a_step_and_differ_between_steps():
     model = network("dropout").train()
     step = context(model)

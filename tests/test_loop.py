@@ -173,6 +173,33 @@ def test_coefficients_and_phases_follow_the_progress():
     assert [math.isnan(v) for v in trained.curves["cross_entropy at adversarial"]] == [True, True, False, False]
 
 
+@pytest.mark.parametrize("changes", [((0.9, 0.01), (0.6, 0.1)), ((60, 0.1),), ((0.5, -1.0),), (0.6, 0.1), 0.6])
+def test_changes_of_a_coefficient_are_in_order_and_shares_of_the_training(changes):
+    for wrong in (lambda: Steps(1.0, changes), lambda: recipe(drops=changes)):
+        with pytest.raises(MarginsError, match=r"must be pairs \(share of the training, multiplier\)"):
+            wrong()
+
+
+@pytest.mark.parametrize("until", [0, -0.5, 1.5, math.nan])
+def test_a_ramp_ends_within_the_training(until):
+    with pytest.raises(MarginsError, match="until must be a finite number greater than 0 and at most 1"):
+        Ramp(1.0, until)
+
+
+def test_a_last_batch_of_one_that_norms_cannot_be_trained_on_is_told_beforehand():
+    with pytest.raises(MarginsError, match="batch_size: 13 leaves one of 40 samples for the last batch"):
+        run(STANDARD, Net(norm=True), batch_size=13)
+    run(STANDARD, Net(norm=True), batch_size=13, drop_last=True, epochs=1)
+    run(STANDARD, Net(), batch_size=13, epochs=1)
+
+
+def test_a_term_of_the_parameters_may_be_a_plain_number():
+    constant = Term(lambda model: 2.0, "parameters", 3.0)
+    nets = [run(replace(STANDARD, terms=(*STANDARD.terms, *more)), epochs=1) for more in ((), (constant,))]
+    assert same(nets[0][0], nets[1][0], 0)
+    assert list(nets[1][1].curves.values())[1] == [2.0]
+
+
 def test_selection_takes_the_best_epoch_by_validation_and_the_later_of_equals():
     held = data(30, seed=5)
     model, trained = run(AT, validation=held, epochs=6, lr=0.5)

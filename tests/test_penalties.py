@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from tiny import CLASSES, D, context, differences, gradients, network, run
+from tiny import CLASSES, D, context, differences, gradients, network
 
-from margins.errors import MarginsError
+from margins.errors import MarginsError, Unshareable
+from margins.methods.rows import Term
 from margins.models import Linear
 from margins.penalties.emr import ApproximateEMR
 from margins.penalties.gradient import InputGradient
+from margins.training import processes
 
 PARTS = [InputGradient(), InputGradient("eval"), ApproximateEMR(), ApproximateEMR(0.3, "train"), ApproximateEMR(40.0)]
 
@@ -150,7 +152,8 @@ def test_emr_leaves_the_statistics_and_igr_in_train_mode_moves_them_once():
         (lambda: ApproximateEMR(mode="test"), "mode must be one of 'train', 'eval'"),
         (lambda: InputGradient("both"), "mode must be one of 'train', 'eval'"),
         (lambda: InputGradient()(context(network("mlp")), "both"), "at must be one of 'clean', 'adversarial'"),
-        (lambda: InputGradient().begin(run(network("norm"), processes=2)), "differentiated twice in 'eval' only"),
+        (lambda: Term(ApproximateEMR(), "both"), "ApproximateEMR can be asked at clean, adversarial, not at both"),
+        (lambda: Term(InputGradient(), "parameters"), "InputGradient can be asked at clean, adversarial, not at par"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
@@ -158,6 +161,12 @@ def test_bad_settings_are_refused(make, message):
         make()
 
 
-def test_several_processes_are_fine_in_eval_mode_and_without_norms():
-    InputGradient("eval").begin(run(network("norm"), processes=2))
-    InputGradient().begin(run(network("dropout"), processes=2))
+def test_over_several_processes_norms_can_be_differentiated_twice_in_eval_only(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    for part in (InputGradient(), ApproximateEMR(mode="train")):
+        with pytest.raises(Unshareable, match=f"mode of {type(part).__name__}: .* differentiated twice in 'eval' only"):
+            processes.prepare(network("norm"), [part])
+        assert processes.prepare(net := network("dropout"), [part]) is net
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = processes.prepare(network("norm"), [InputGradient("eval"), ApproximateEMR()])
+    assert isinstance(found.norm, torch.nn.SyncBatchNorm)

@@ -46,6 +46,9 @@ def test_the_tree_of_a_checkout(tmp_path, monkeypatch):
     assert provenance.commit() == (commit, "")
     (tmp_path / "code.py").write_text("2\n")
     assert provenance.commit() == (commit, "there are uncommitted changes (M code.py)")
+    (tmp_path / ".git" / "index").write_bytes(b"damaged")
+    found, problem = provenance.commit()
+    assert found == commit and problem.startswith("git status fails (")
 
 
 def test_a_record_says_where_it_comes_from(experiment, tmp_path):

@@ -11,9 +11,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+import sums
 from stores import contents
 
 from margins import recording
+from margins.records import Store
 
 KILLS = 4
 #: Of the toy: its run gets longer with them, and so more kills hit it.
@@ -56,6 +58,28 @@ def test_killed_at_random_moments_it_ends_in_the_same_records(tmp_path, jobs):
     assert last.returncode == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
     last.stderr.close()
+
+
+def test_a_killed_worker_takes_no_other_run_with_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MARGINS_CACHE", str(tmp_path / "cache"))
+    store, given = Store(tmp_path / "results"), {"scale": "quick", "results": tmp_path / "results"}
+    assert recording.record(sums.KILLS, jobs=2, **given) == 1
+    told = capsys.readouterr()
+    assert "margins: a process was killed; what it took with it begins again" in told.err
+    assert "'bad' seed 0 and 1 more: its process was killed, perhaps for its memory" in told.err
+    assert told.out.count(": recorded (") == 4 and told.out.count("'bad' seed ") == told.out.count(": failed (") == 2
+    assert {(r.row, r.seed) for r in store.all(sums.KILLS)} == {("one", 0), ("one", 1), ("two", 0), ("two", 1)}
+
+
+def test_a_worker_that_is_killed_once_is_begun_again(tmp_path, monkeypatch, capsys):
+    cache, given = tmp_path / "cache", {"scale": "quick", "results": tmp_path / "results"}
+    monkeypatch.setenv("MARGINS_CACHE", str(cache))
+    cache.mkdir()
+    (cache / "die at two 1 3").touch()
+    assert recording.record(sums.SUM, jobs=2, **given) == 0
+    told = capsys.readouterr()
+    assert told.err.count("what it took with it begins again") == 1 and told.out.count(": recorded (") == 6
+    assert len(Store(tmp_path / "results").all(sums.SUM)) == 6
 
 
 def test_an_exception_ends_the_workers_and_what_waits_for_them():

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import small_table
 import sums
 from stores import contents
 
 from margins import paths, recording
+from margins.experiments import results
 from margins.records import Store
 
 
@@ -32,6 +34,19 @@ def test_two_processes_make_the_records_of_one(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path / "another cache")
     assert recording.record(sums.SUM, scale="quick", results=tmp_path / "undisturbed") == 0
     assert contents(store.root) == contents(tmp_path / "undisturbed")
+
+
+def test_two_processes_train_a_table_together_and_one_evaluates_it(tmp_path, monkeypatch):
+    command = ["-m", "margins", "record", small_table.TABLE.name, "--module", "small_table", "--scale", "quick"]
+    done = torchrun(tmp_path, *command, "--results", str(tmp_path / "results"))
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "another cache")
+    assert recording.record(small_table.TABLE.name, scale="quick", results=tmp_path / "one") == 0
+    two, one = (results(small_table.TABLE.name, "quick", Store(tmp_path / name)) for name in ("results", "one"))
+    for row in ("ST", "AT"):
+        for name in ("clean", "PGD-5"):
+            assert abs(two.metric(row, name) - one.metric(row, name)) <= 100 / 60  # float32: at most an image
+        assert two.curve(row, "validation clean").shape == (1, 5)
 
 
 def test_a_failure_in_one_process_ends_them_all(tmp_path):

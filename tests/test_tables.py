@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import small_table
 import torch
 
 from margins import checkpoints, experiments, methods, paths
@@ -180,9 +181,6 @@ def test_a_budget_stops_it_anywhere_and_it_goes_on_to_the_same_records(make, mon
 
 
 def test_other_processes_find_the_table_and_the_search_that_a_module_declares(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "EXPERIMENTS", {})
-    import small_table
-
     monkeypatch.setenv("MARGINS_CACHE", str(tmp_path / "cache"))
     store = Store(tmp_path / "results")
     for experiment in (small_table.TABLE, small_table.SEARCH):
@@ -249,6 +247,26 @@ def test_a_candidate_of_a_search_that_diverges_at_once_is_recorded(tmp_path, mon
     assert best(found, "validation PGD-10") == "beta 6.0"
 
 
+def test_an_evaluation_that_other_code_began_begins_again(make, monkeypatch):
+    made, go, _ = make
+    columns = {"AutoAttack": Columns({"AutoAttack": {"attack": "autoattack", "steps": 3, "queries": 10}}, images=20)}
+    made(rows={"ST": ROWS["ST"]}, columns=columns)
+    real, seen = job.evaluate, []
+
+    def evaluate(*given, **settings):
+        found = real(*given, **settings)
+        seen.append(settings["resume"])
+        if len(seen) == 1:  # out of time when its last batch is on the disk
+            raise checkpoints.OutOfTime
+        return found
+
+    monkeypatch.setattr(job, "evaluate", evaluate)
+    assert go(seeds=(0,)) == 3 and seen[0].exists()
+    monkeypatch.setattr(job.identity, "code", lambda: "after a change")
+    assert go(seeds=(0,)) == 0 and len(set(seen)) == 2
+    assert not any(path.exists() for path in seen)
+
+
 def test_weights_of_another_revision_are_not_used(make, monkeypatch):
     made, go, folder = make
     made(rows={"ST": ROWS["ST"]}, columns={"attacks": COLUMNS["attacks"]})
@@ -285,8 +303,18 @@ def test_a_table_that_cannot_be_is_refused_when_it_is_declared(make, given, mess
 
 
 @pytest.mark.parametrize(
-    "given", [{"attack": "pgd"}, PGD | {"stepz": 3}, PGD | {"eps": 0.1}, {"attack": "pdg"}, {"steps": 3}]
-)
+    "given",
+    [
+        {"attack": "pgd"}, PGD | {"stepz": 3}, PGD | {"eps": 0.1}, {"attack": "pdg"}, {"steps": 3},
+        PGD | {"loss": "hinge"}, PGD | {"steps": 0}, {"attack": "autoattack", "queries": -1},
+    ],
+)  # fmt: skip
 def test_an_attack_that_cannot_be_called_is_refused_when_it_is_declared(given):
     with pytest.raises(MarginsError, match="attack of P"):
         Columns({"P": given})
+
+
+@pytest.mark.parametrize("images", [0, -5, 2.5])
+def test_a_number_of_test_images_that_cannot_be_is_refused(images):
+    with pytest.raises(MarginsError, match="images must be a whole number of at least 1"):
+        Columns({"P": PGD}, images=images)

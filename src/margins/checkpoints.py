@@ -36,7 +36,7 @@ class Checkpoint:
         return Checkpoint(path, self.deadline, self.say)
 
     def load(self, *keys: str) -> dict[str, Any] | None:
-        """The saved state (tensors, numbers, strings and containers of them), or None. Raises MarginsError.
+        """The saved state (tensors, on the CPU, numbers, strings and containers of them), or None. Raises MarginsError.
 
         `keys` are those that the state must have: another version of the code may have had others.
         """
@@ -45,7 +45,7 @@ class Checkpoint:
         import torch
 
         try:
-            state = torch.load(self.path, weights_only=True)
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
             if missing := [key for key in keys if key not in state]:
                 raise ValueError(f"it has no {', '.join(missing)}")
             return state

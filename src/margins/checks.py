@@ -3,6 +3,7 @@
 import math
 import numbers
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +127,19 @@ def number(name: str, value, low: float = -math.inf, high: float = math.inf, *, 
         most = "" if high == math.inf else f"{' and' if least else ''} at most {high:g}"
         raise MarginsError(f"{name} must be a finite number{least}{most}, but is {value!r}")
     return float(value)
+
+
+def drops(name: str, value) -> tuple[tuple[float, float], ...]:
+    """`value` as pairs (share of the training in [0, 1], multiplier of at least 0) in the order of their shares."""
+    try:
+        pairs = tuple((share, factor) for share, factor in value)
+        good = all(0 <= share <= 1 and 0 <= factor < math.inf for share, factor in pairs)
+        good = good and all(one[0] <= other[0] for one, other in pairwise(pairs))
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise MarginsError(f"{name} must be pairs (share of the training, multiplier), in order, but are {value!r}")
+    return pairs
 
 
 def whole(name: str, value, low: int = 0, high: int | None = None) -> int:

@@ -59,10 +59,10 @@ def _record(given: argparse.Namespace) -> int:
     from margins.cluster import Cluster
     from margins.recording import record
 
-    cluster = None
+    cluster, asked = None, {"cpus": given.cpus_per_unit, "gpus": given.gpus_per_unit}
     if given.cluster is not None:
-        cluster = Cluster(given.cluster or None, given.cpus_per_unit or 1.0, given.gpus_per_unit or 0.0)
-    elif given.cpus_per_unit is not None or given.gpus_per_unit is not None:
+        cluster = Cluster(given.cluster or None, **{name: value for name, value in asked.items() if value is not None})
+    elif any(value is not None for value in asked.values()):
         raise MarginsError("--cpus-per-unit, --gpus-per-unit: they are for --cluster")
     return record(
         given.experiment,

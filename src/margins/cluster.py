@@ -137,7 +137,6 @@ class _Live:
 
     job: Job
     asked: list[Unit]
-    begun: float
     lost: int = 0
     diverged: bool = False
 
@@ -180,12 +179,12 @@ def _tasks(ray, jobs: list[Job], cluster: Cluster, store: Store, report) -> None
     task = ray.remote(work).options(
         num_cpus=cluster.cpus, num_gpus=cluster.gpus, num_returns="streaming", max_retries=0
     )
-    live = {task.remote(job): _Live(job, job.missing, time.monotonic()) for job in jobs}
+    live = {task.remote(job): _Live(job, job.missing) for job in jobs}
     while live:
         ready, _ = ray.wait(list(live), num_returns=1, timeout=_left(jobs))
         if not ready:  # past the deadline, and neither begun nor stopped
             for state in live.values():
-                report.add(state.asked, Ended("stopped", state.unit), time.monotonic() - state.begun)
+                report.add(state.asked, Ended("stopped", state.unit))
             return
         state = live[ready[0]]
         try:
@@ -197,7 +196,7 @@ def _tasks(ray, jobs: list[Job], cluster: Cluster, store: Store, report) -> None
                 live[task.remote(state.job)] = state
         if ended is not None:
             live.pop(ready[0], None)
-            report.add(state.asked, ended, time.monotonic() - state.begun)
+            report.add(state.asked, ended)
 
 
 def _trials(ray, jobs: list[Job], cluster: Cluster, store: Store, report) -> None:
@@ -206,7 +205,7 @@ def _trials(ray, jobs: list[Job], cluster: Cluster, store: Store, report) -> Non
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the command
     from ray import tune
 
-    live = {number: _Live(job, job.missing, time.monotonic()) for number, job in enumerate(jobs)}
+    live = {number: _Live(job, job.missing) for number, job in enumerate(jobs)}
 
     class Saving(tune.Callback):
         def on_trial_result(self, iteration, trials, trial, result, **given) -> None:
@@ -220,7 +219,7 @@ def _trials(ray, jobs: list[Job], cluster: Cluster, store: Store, report) -> Non
                 ended = failed(state.unit, error)
             if ended is not None:
                 del live[number]
-                report.add(state.asked, ended, time.monotonic() - state.begun)
+                report.add(state.asked, ended)
 
     paths.CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=paths.CACHE, prefix="tune-") as folder:
@@ -239,7 +238,7 @@ def _trials(ray, jobs: list[Job], cluster: Cluster, store: Store, report) -> Non
             ended = Ended("stopped", state.unit)
         else:
             ended = _ended(ray, state.unit, error) or state.gone(error, RETRIES + 1)
-        report.add(state.asked, ended, time.monotonic() - state.begun)
+        report.add(state.asked, ended)
 
 
 def _ended(ray, unit: Unit, error: Exception) -> Ended | None:

@@ -49,5 +49,8 @@ def commit() -> tuple[str | None, str]:
     if head is None or head.returncode:
         commit = os.environ.get("MARGINS_COMMIT")
         return commit, "" if commit else "there is none; MARGINS_COMMIT names that of a copy without .git"
-    changes = git("status", "--porcelain", "--", ".", ":!data/results").stdout.splitlines()
+    status = git("status", "--porcelain", "--", ".", ":!data/results")
+    if status.returncode:
+        return head.stdout.strip(), f"git status fails ({status.stderr.strip()})"
+    changes = status.stdout.splitlines()
     return head.stdout.strip(), f"there are uncommitted changes ({changes[0].strip()})" if changes else ""

@@ -8,8 +8,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from margins import estimates, paths, provenance
@@ -132,7 +133,7 @@ class Report:
         self.runs, self.done, self.stopped, self.started = runs, 0, 0, time.monotonic()
         self.failed: dict[str, list[Unit]] = {}
 
-    def add(self, missing: list[Unit], ended: Ended, seconds: float) -> None:
+    def add(self, missing: list[Unit], ended: Ended) -> None:
         self.done += 1
         what = ended.how
         if ended.how == "stopped":
@@ -143,7 +144,7 @@ class Report:
                 print(ended.trace, end="", file=sys.stderr)
             self.failed.setdefault(ended.reason, []).append(ended.unit)
         left = (time.monotonic() - self.started) / self.done * (self.runs - self.done)
-        times = f"{seconds:.1f} s; about {left:.0f} s left"
+        times = f"{ended.seconds:.1f} s; about {left:.0f} s left"
         print(f"[{self.done}/{self.runs}] {label(missing)}: {what} ({times})", flush=True)
 
     def close(self) -> int:
@@ -158,29 +159,57 @@ class Report:
 
 def _run_all(experiment: Experiment, todo: Todo, store: Store, commit, jobs: int, deadline) -> int:
     report = Report(len(todo))
-    for group, ended, seconds in _ends(experiment, todo, store, commit, jobs, deadline):
-        report.add(group, ended, seconds)
+    for group, ended in _ends(experiment, todo, store, commit, jobs, deadline):
+        report.add(group, ended)
     return report.close()
 
 
-def _ends(experiment, todo: Todo, store, commit, jobs, deadline) -> Iterator[tuple[list[Unit], Ended, float]]:
-    """What is missing of a group, how its run ended and after how many seconds; here or, with more jobs, elsewhere."""
+def _ends(experiment, todo: Todo, store, commit, jobs, deadline) -> Iterator[tuple[list[Unit], Ended]]:
+    """What is missing of a group, and how its run ended; here or, with more jobs, in other processes.
+
+    A process that is killed, for its memory say, takes with it all that is under way and all that waits. What waited
+    goes on without the others, and they follow, each alone.
+    """
+    given = store, commit, deadline
     if jobs == 1:
         for group, missing in todo:
-            start = time.monotonic()
-            yield missing, _attempt(experiment, group, missing, store, commit, deadline, True), time.monotonic() - start
+            yield missing, _attempt(experiment, group, missing, *given, True)
         return
+    doubtful: Todo = []
+    while todo:
+        lost = yield from _in_pool(experiment, todo, jobs, given)
+        if lost:
+            print("margins: a process was killed; what it took with it begins again", file=sys.stderr, flush=True)
+        doubtful += lost[:jobs]
+        todo = lost[jobs:]
+    for group, missing in doubtful:
+        for _, left in (yield from _in_pool(experiment, [(group, missing)], 1, given)):
+            yield missing, Ended("failed", left[0], "its process was killed, perhaps for its memory")
+
+
+def _in_pool(experiment, todo: Todo, jobs: int, given: tuple) -> Generator[tuple[list[Unit], Ended], None, Todo]:
+    """Yields what `_ends` does, and returns what had not ended when a process was killed, in its order."""
     loud = sys.stderr.isatty()
     context = multiprocessing.get_context("spawn")
     with stopping(ProcessPoolExecutor(min(jobs, len(todo)), context, _end_with, (os.getpid(),))) as pool:
-        starts, futures = time.monotonic(), {}
+        futures = {}
         for group, missing in todo:
-            given = (group, missing, store, commit, deadline, loud)
-            futures[pool.submit(_in_worker, experiment.run.__module__, experiment.name, *given)] = missing
+            asked = experiment.run.__module__, experiment.name, group, missing, *given, loud
+            futures[pool.submit(_in_worker, *asked)] = group, missing
         for future in as_completed(futures):
-            missing, error = futures[future], future.exception()
-            ended = Ended("failed", missing[0], f"{type(error).__name__}: {error}") if error else future.result()
-            yield missing, ended, time.monotonic() - starts
+            missing, error = futures[future][1], future.exception()
+            if error is None:
+                yield missing, future.result()
+            elif not isinstance(error, BrokenProcessPool):
+                yield missing, Ended("failed", missing[0], f"{type(error).__name__}: {error}")
+    lost, store = [], given[0]
+    for future, (group, missing) in futures.items():
+        if isinstance(future.exception(), BrokenProcessPool):
+            if left := [unit for unit in missing if not store.has(unit.experiment, unit.key)]:
+                lost.append((group, left))
+            else:
+                yield missing, Ended("recorded", missing[-1])
+    return lost
 
 
 def _in_worker(module: str, name: str, *arguments) -> Ended:

@@ -4,14 +4,14 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
 
 from margins import paths, provenance
 from margins.checkpoints import Checkpoint, OutOfTime
-from margins.errors import MarginsError
+from margins.errors import MarginsError, Unshareable
 from margins.experiments import Experiment, Outcome, Unit
 from margins.records import Record
 
@@ -25,12 +25,14 @@ class Ended:
     """How a run ended: `how` is "recorded", "diverged" (recorded as that), "stopped" (out of time) or "failed".
 
     unit: the one in which it ended. reason: of a failure; trace: its traceback, where no message was meant for it.
+    seconds: how long it ran, 0 for one that never did.
     """
 
     how: str
     unit: Unit
     reason: str = ""
     trace: str = ""
+    seconds: float = 0.0
 
 
 def label(group: list[Unit]) -> str:
@@ -61,12 +63,12 @@ def attempt(
     """
     for number, item in enumerate(stages(experiment, group, missing, commit=commit, deadline=deadline, say=say)):
         if isinstance(item, Ended):
-            break
+            return item
         try:
             save(*item)
         except Exception as error:
             return failed(missing[number], error)
-    return item
+    raise RuntimeError("a run's last word is how it ended")
 
 
 def stages(experiment, group, missing, *, commit, deadline, say=None) -> Iterator[tuple[Record, Arrays] | Ended]:
@@ -76,7 +78,10 @@ def stages(experiment, group, missing, *, commit, deadline, say=None) -> Iterato
     def late() -> bool:
         return deadline is not None and time.monotonic() > deadline
 
-    count, how = 0, "recorded"
+    def end(ended: Ended) -> Ended:
+        return replace(ended, seconds=time.monotonic() - begun)
+
+    count, how, begun = 0, "recorded", time.monotonic()
     try:
         if processes.shared(late()):
             raise OutOfTime
@@ -87,11 +92,11 @@ def stages(experiment, group, missing, *, commit, deadline, say=None) -> Iterato
                 how = "diverged"
             if experiment.parts and count < len(missing) and processes.count() == 1 and late():
                 raise OutOfTime
-        yield Ended(how, missing[-1])
+        yield end(Ended(how, missing[-1]))
     except OutOfTime:
-        yield Ended("stopped", missing[min(count, len(missing) - 1)])
+        yield end(Ended("stopped", missing[min(count, len(missing) - 1)]))
     except Exception as error:
-        yield failed(missing[min(count, len(missing) - 1)] if experiment.parts else group[0], error)
+        yield end(failed(missing[min(count, len(missing) - 1)] if experiment.parts else group[0], error))
 
 
 def failed(unit: Unit, error: Exception) -> Ended:
@@ -101,7 +106,7 @@ def failed(unit: Unit, error: Exception) -> Ended:
     """
     from margins.training import processes
 
-    if processes.count() > 1 and not isinstance(error, processes.Unshareable):
+    if processes.count() > 1 and not isinstance(error, Unshareable):
         raise error
     if isinstance(error, MarginsError):
         return Ended("failed", unit, str(error))

@@ -9,6 +9,7 @@ from functools import partial
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from margins import checks
@@ -22,10 +23,17 @@ Schedule = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Steps:
-    """A coefficient that changes at shares of the training: `Steps(1.0, ((0.6, 0.1), (0.9, 0.01)))`, multipliers."""
+    """A coefficient that changes at shares of the training: `Steps(1.0, ((0.6, 0.1), (0.9, 0.01)))`, multipliers.
+
+    Raises MarginsError for shares outside [0, 1] or out of order.
+    """
 
     value: float
     changes: tuple[tuple[float, float], ...]
+
+    def __post_init__(self):
+        checks.number("value", self.value)
+        object.__setattr__(self, "changes", checks.drops("changes", self.changes))
 
     def __call__(self, progress: float) -> float:
         factors = [factor for begin, factor in self.changes if progress >= begin - 1e-9]
@@ -34,10 +42,14 @@ class Steps:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A coefficient that grows linearly from 0 to its value in the first share `until` of the training."""
+    """A coefficient that grows linearly from 0 to its value in the first share `until`, in (0, 1], of the training."""
 
     value: float
     until: float
+
+    def __post_init__(self):
+        checks.number("value", self.value)
+        checks.number("until", self.until, 0, 1, above=True)
 
     def __call__(self, progress: float) -> float:
         return self.value * min(1.0, progress / self.until)
@@ -68,8 +80,8 @@ class Term:
             checks.number("coefficient", self.coefficient)
         if self.weight is not None and not isinstance(self.weight, Part):
             raise MarginsError(f"weight of a term must be a Part or None, but is {self.weight!r}")
-        if isinstance(self.function, Part) and self.at == "parameters":
-            raise MarginsError(f"at: {self.name} looks at samples, not at the parameters")
+        if isinstance(self.function, Part) and self.at not in self.function.places:
+            raise MarginsError(f"at: {self.name} can be asked at {', '.join(self.function.places)}, not at {self.at}")
         if self.weight is not None and self.at == "parameters":
             raise MarginsError("weight: a term of the parameters has no samples to weight")
 
@@ -84,7 +96,7 @@ class Term:
     def values(self, context: Context) -> Tensor:
         """The weighted values, (B,), or a number () of the parameters."""
         if self.at == "parameters":
-            return self.function(context.model)
+            return torch.as_tensor(self.function(context.model))
         if isinstance(self.function, Part):
             found = self.function(context, self.at)
         elif self.at == "both":

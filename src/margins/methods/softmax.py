@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from margins import checks, losses
 from margins.errors import MarginsError
-from margins.penalties.context import Context, Part, Run
+from margins.penalties.context import PLACES, Context, Part, Run
 
 
 @dataclass
@@ -31,6 +31,7 @@ class LSoftmax(Part):
     decay: float = 0.99
     power: float | None = None
     least: float = 0.0
+    places = PLACES
     features = True
 
     def __post_init__(self):

@@ -52,6 +52,8 @@ class Part:
     from step to step, by name; they are in the checkpoint.
     """
 
+    #: Where a term may ask it: at "clean" or "adversarial" samples, at "both".
+    places: tuple[str, ...] = (*PLACES, "both")
     #: Modes of the forward whose logits are differentiated to the input: ("train",), ("eval",).
     input_grad: tuple[str, ...] = ()
     #: Whether `context.features` is asked for.
@@ -224,7 +226,7 @@ class Context:
     def _same_masks(self, x: Tensor):
         if not self.random:
             return nullcontext()
-        return _seeded(self.seed % 2**63, x.device)
+        return _seeded((self.seed + self.first) % 2**63, x.device)
 
 
 def kinds(model: nn.Module) -> tuple[bool, bool]:

@@ -10,7 +10,7 @@ from margins.attacks.deepfool import Step, deepfool
 from margins.attacks.found import misclassified
 from margins.attacks.geometry import column, length
 from margins.penalties import amm
-from margins.penalties.context import Context, Part, in_mode
+from margins.penalties.context import PLACES, Context, Part, in_mode
 
 
 @dataclass
@@ -36,6 +36,7 @@ class DeepFoolMargin(Part):
     d: float = 1.0
     steps: int = 6
     overshoot: float = 0.02
+    places = PLACES
     revision = (1, amm.REVISION)
 
     def __post_init__(self):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from margins import checks
-from margins.penalties.context import MODES, Context, Part
+from margins.penalties.context import MODES, PLACES, Context, Part
 from margins.penalties.gradient import squared_gradient
 
 
@@ -26,6 +26,7 @@ class ApproximateEMR(Part):
 
     temperature: float = 1.0
     mode: str = "eval"
+    places = PLACES
     together = True
 
     def __post_init__(self):

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from margins import checks, losses
-from margins.errors import MarginsError
-from margins.penalties.context import MODES, Context, Part, Run
+from margins.penalties.context import MODES, PLACES, Context, Part
 
 
 @dataclass
@@ -21,11 +20,12 @@ class InputGradient(Part):
     value is that of the gradient of the summed cross-entropy to x_i.
 
     Beside a cross-entropy of the same samples and mode it costs 3 forwards' worth, double backward included: a plain
-    step becomes 6, or 8 to 9 with BatchNorm, whose second derivative is slow. Raises MarginsError for BatchNorm in
-    "train" over several processes, where it has none.
+    step becomes 6, or 8 to 9 with BatchNorm, whose second derivative is slow. Over several processes BatchNorm has none
+    in "train": that is refused.
     """
 
     mode: str = "train"
+    places = PLACES
     together = True
 
     def __post_init__(self):
@@ -34,12 +34,6 @@ class InputGradient(Part):
     @property
     def input_grad(self) -> tuple[str, ...]:
         return (self.mode,)
-
-    def begin(self, run: Run) -> None:
-        norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in run.model.modules())
-        if run.processes > 1 and self.mode == "train" and norms:
-            raise MarginsError("mode: over several processes BatchNorm can be differentiated twice in 'eval' only")
-        super().begin(run)
 
     def __call__(self, context: Context, at: str) -> Tensor:
         logits = context.logits(at, self.mode, input_grad=True)

@@ -33,13 +33,14 @@ class MovingAverage(Part):
     the sum over s < t of (1 - tau) tau^s d_(t-s); the weights sum to 1 - tau^t (Appendix A, Eq. 24).
 
     Costs nothing beside the forwards of both; memory batch x K, N x K or K x K. Raises MarginsError for "batch" where
-    the last batch of an epoch is smaller, and for other places than "both".
+    the last batch of an epoch is smaller.
     """
 
     tau: float = 0.2
     alpha: float = 5.345
     reading: str = "batch"
     direction: str = "algorithm"
+    places = ("both",)
     shared = True
 
     def __post_init__(self):
@@ -68,7 +69,6 @@ class MovingAverage(Part):
         self.state["average"] = run.x.new_zeros(rows, run.classes)
 
     def __call__(self, context: Context, at: str) -> Tensor:
-        checks.choice("at", at, ("both",))
         average = context.logits("adversarial") - context.logits("clean")
         if self.past:
             average = self.past * self.met(context) + (1 - self.past) * average

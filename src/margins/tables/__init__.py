@@ -1,14 +1,18 @@
 """Tables of training methods as experiments: rows x seeds, trained alike, then attacked alike."""
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
+import torch
+
 from margins import checks, datasets, models
 from margins.checkpoints import Checkpoint
 from margins.errors import MarginsError
+from margins.evaluation.given import Fooled
 from margins.experiments import Experiment, Outcome, Unit, register
 from margins.methods.rows import Row, describe
 from margins.penalties.context import Threat
@@ -27,7 +31,8 @@ class Columns:
     """An evaluation of a table: attacks on the first `images` test images of a permutation, in one record.
 
     attacks: name of the column -> the attack's name in `ATTACKS` as "attack", and its own settings; norm and eps are
-    the table's. weights: "best" by validation, or "last". images: None for all.
+    the table's. weights: "best" by validation, or "last". images: None for all. Raises MarginsError for settings that
+    the attack does not take.
     """
 
     attacks: Mapping[str, Mapping[str, Any]]
@@ -36,13 +41,16 @@ class Columns:
 
     def __post_init__(self):
         checks.choice("weights", self.weights, ("best", "last"))
+        if self.images is not None:
+            checks.whole("images", self.images, 1)
         for name, given in self.attacks.items():
             attack = ATTACKS[checks.choice(f"attack of {name}", given.get("attack"), ATTACKS)]
             rest = {key: value for key, value in given.items() if key != "attack"}
-            ball = {key: None for key in ("norm", "eps") if key in signature(attack).parameters}
+            ball = {"norm": math.inf, "eps": 0.1}
+            ball = {key: value for key, value in ball.items() if key in signature(attack).parameters}
             try:
-                signature(attack).bind(None, None, None, **ball, **rest)
-            except TypeError as error:
+                attack(Fooled(10), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), **ball, **rest)
+            except (TypeError, MarginsError) as error:
                 raise MarginsError(f"attack of {name}: {error} (norm and eps are the table's)") from None
 
     def settings(self) -> dict[str, Any]:

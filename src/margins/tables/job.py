@@ -23,7 +23,7 @@ from margins.attacks.spsa import spsa
 from margins.attacks.square import square
 from margins.checkpoints import Checkpoint, OutOfTime
 from margins.datasets import Data
-from margins.evaluation import evaluate
+from margins.evaluation import evaluate, identity
 from margins.experiments import Outcome, Unit
 from margins.files import atomic
 from margins.methods.rows import Row
@@ -32,8 +32,8 @@ from margins.training import Recipe, Trained, loop, processes, train, train_toge
 
 #: Subsets, of training and of test images, begin a permutation drawn with this seed: the same for every row and seed.
 PERMUTATION = 0
-#: Images at a time in an evaluation.
-BATCH = 250
+#: Images at a time in an evaluation. One that is out of time loses the batch under way, which takes AutoAttack long.
+BATCH, AUTOATTACK_BATCH = 250, 100
 #: Of what decides the trained weights beside a row's own parts.
 REVISIONS = {"training": loop.REVISION, "losses": losses.REVISION, "models": models.REVISION}
 #: What of a unit's configuration decides the trained weights.
@@ -83,10 +83,15 @@ class Job:
         return not self._path(self.row, self.unit.seed).exists()
 
     def evaluation(self) -> Outcome:
-        """Attack the best or the last weights on test images. Every column of a diverged row is nan."""
-        unit, config = self.unit, self.unit.config
-        kept = self._weights(self.row, unit.seed)
-        begun = time.monotonic()
+        """Attack the best or the last weights on test images. Every column of a diverged row is nan.
+
+        Of several processes the first one does it, since an evaluation is not split.
+        """
+        kept = self._weights(self.row, self.unit.seed)
+        return processes.alone(lambda: self._evaluated(kept))
+
+    def _evaluated(self, kept: Mapping[str, Any]) -> Outcome:
+        unit, config, begun = self.unit, self.unit.config, time.monotonic()
         ending = "" if config["weights"] == "best" else ", last"
         facts = {"weights": kept["digest"]}
         if kept["status"] == "diverged":
@@ -97,15 +102,19 @@ class Job:
         model.load_state_dict(kept[config["weights"]])
         images = config["images"] or len(datasets.load(config["data"], "test").y)  # all of them in that order too
         test = datasets.load(config["data"], "test", size=images, seed=PERMUTATION)
-        resume = self.checkpoint.path.with_name(f"{unit.key}.npz")
+        # other code or other weights go on from nothing, and would be refused
+        name = _hash([identity.code(), kept["digest"]])
+        resume = self.checkpoint.path.with_name(f"{unit.key}-{name}.npz")
         resume.parent.mkdir(parents=True, exist_ok=True)
+        heavy = any(given["attack"] == "autoattack" for given in config["attacks"].values())
         with _stopping(model, self.checkpoint), _exact():
             result = evaluate(
                 model.eval(), test.x.to(self.device), test.y.to(self.device), norm=self.threat.norm,
-                eps=self.threat.eps, attacks=self._attacks(config["attacks"]), margins={}, batch_size=BATCH,
-                seed=unit.seed, resume=resume,
+                eps=self.threat.eps, attacks=self._attacks(config["attacks"]), margins={},
+                batch_size=AUTOATTACK_BATCH if heavy else BATCH, seed=unit.seed, resume=resume,
             )  # fmt: skip
-        resume.unlink()
+        for path in resume.parent.glob(f"{unit.key}-*.npz"):
+            path.unlink()
         withstood = {"clean": result.correct} | {name: one.robust for name, one in result.attacks.items()}
         if not config["first"]:
             del withstood["clean"]
@@ -131,14 +140,15 @@ class Job:
 
     def _weights(self, row: Row, seed: int) -> dict[str, Any]:
         path = self._path(row, seed)
-        return torch.load(path, weights_only=True) if path.exists() else self._train(row)[seed]
+        if processes.shared(path.exists()):  # the first process writes it
+            return processes.alone(lambda: torch.load(path, weights_only=True))
+        return self._train(row)[seed]
 
     def _path(self, row: Row, seed: int) -> Path:
         """Where the weights lie: the name holds all that decides them."""
         config = {name: self.unit.config[name] for name in _DECIDES if name in self.unit.config}
         config |= {"method": row.describe()}
-        text = json.dumps([config, seed, self.unit.scale, self.device.type, REVISIONS], sort_keys=True)
-        return paths.CACHE / "weights" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.pt"
+        return paths.CACHE / "weights" / f"{_hash([config, seed, self.unit.scale, self.device.type, REVISIONS])}.pt"
 
     def _model(self, row: Row, seed: int) -> nn.Module:
         settings = dict(self.unit.config["model"])
@@ -183,6 +193,10 @@ class Job:
 def _train_each(models: Sequence[nn.Module], *given, seeds: Sequence[int], **settings) -> list[Trained]:
     """What `train_together` does, one run after the other."""
     return [train(model, *given, seed=seed, **settings) for model, seed in zip(models, seeds, strict=True)]
+
+
+def _hash(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _digest(states: Sequence[Mapping[str, Tensor]]) -> str:

@@ -70,6 +70,19 @@ def modes(model: nn.Module, x: Tensor, phases: tuple[Phase, ...], recipe: Recipe
     return modal, random
 
 
+def last_batch(model: nn.Module, x: Tensor, recipe: Recipe) -> None:
+    """Raise MarginsError where an epoch's last batch has one sample, on which nets with BatchNorm can't be trained."""
+    if recipe.drop_last or recipe.frozen_norms or len(x) % recipe.batch_size != 1:
+        return
+    try:
+        copy.deepcopy(model).train()(x[:1])
+    except ValueError as error:
+        raise MarginsError(
+            f"batch_size: {recipe.batch_size} leaves one of {len(x)} samples for the last batch, on which the model"
+            f" can't be trained ({error}): choose another, or drop_last"
+        ) from None
+
+
 def identity(model, row: Row, data: Data, recipe: Recipe, threat: Threat, seed: int, validation, more: tuple) -> str:
     """Everything that decides the outcome of a training, and `more`, as text: what a checkpoint must be of."""
     sets = [data.x, data.y] if validation is None else [data.x, data.y, validation.x, validation.y]

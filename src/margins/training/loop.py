@@ -20,7 +20,7 @@ from margins.methods.rows import Phase, Row
 from margins.penalties.context import Context, Run, Threat
 from margins.training import processes
 from margins.training.batches import Augment, batches, stream
-from margins.training.fitting import fits, identity, modes
+from margins.training.fitting import fits, identity, last_batch, modes
 from margins.training.recipe import Recipe
 from margins.training.selection import Selection, weights
 
@@ -67,7 +67,7 @@ def train(
     seed: of order, augmentation, noise and dropout; the model brings its initial weights. checkpoint: is written every
     20 s and past its deadline, when OutOfTime is raised; the same call goes on from it, bit for bit on a CPU. It is the
     caller's to `clear()` when the training has ended. progress: is told a line an epoch.
-    Under torchrun every process calls this alike; each takes a part of every batch.
+    Under torchrun every process calls this alike; each takes a part of every batch, and draws dropout's masks for it.
 
     Costs, a step: what the row's craft and terms say, in forwards; a plain step is 3, and each PGD step in craft 2.
     Raises MarginsError, before any step, for a row that does not fit the model or the data.
@@ -94,6 +94,7 @@ class Loop:
             identity, copy.deepcopy(model), row, data, recipe, threat, seed, validation, (REVISION, processes.count())
         )
         self.modal, self.random = self._modes(model)
+        last_batch(model, data.x, recipe)
         self.parts = [part for phase in self.phases for part in phase.parts]
         self.model = model = processes.prepare(model, self.parts)
         self.steps = recipe.steps(len(data.x))
@@ -290,8 +291,9 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        device = self.data.x.device
         for part, saved in zip(self.parts, state["parts"], strict=True):
-            part.state = saved
+            part.state = {name: value.to(device) for name, value in saved.items()}
         self.selection.load(state["selection"])
         self.step, self.before, self.begun = state["step"], state["seconds"], time.monotonic()
-        self.curves, self.sums = state["curves"], state["sums"]
+        self.curves, self.sums = state["curves"], {name: value.to(device) for name, value in state["sums"].items()}

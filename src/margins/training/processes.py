@@ -2,20 +2,19 @@
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 
 from margins.checkpoints import Checkpoint, OutOfTime
-from margins.errors import MarginsError
+from margins.errors import Unshareable
 from margins.penalties.context import Part
 
 #: Steps between two checkpoints that several processes may make: they must agree on each.
 EVERY = 50
-
-
-class Unshareable(MarginsError):
-    """A row that several processes can't train together: all of them raise this alike, before any step."""
+#: How long processes wait for the first one, which may be evaluating alone.
+PATIENCE = timedelta(days=7)
 
 
 def join() -> None:
@@ -23,7 +22,7 @@ def join() -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
 
 
 def leave() -> None:
@@ -78,6 +77,22 @@ def shared(value):
     return told[0]
 
 
+def alone(work: Callable):
+    """What `work()` returns in the first process, in every process; what it raises there is raised in all."""
+    if count() == 1:
+        return work()
+    found = error = None
+    if rank() == 0:
+        try:
+            found = work()
+        except (Exception, OutOfTime) as raised:
+            error = raised
+    found, error = shared((found, error))
+    if error is not None:
+        raise error
+    return found
+
+
 def tick(checkpoint: Checkpoint, state: Callable[[], dict], step: int) -> None:
     """`checkpoint.tick(state)`: with several processes the first one's, every EVERY steps, and all stop together."""
     if count() == 1:
@@ -97,11 +112,15 @@ def tick(checkpoint: Checkpoint, state: Callable[[], dict], step: int) -> None:
 
 def prepare(model: nn.Module, parts: Iterable[Part]) -> nn.Module:
     """The model with BatchNorm over all processes. Raises Unshareable for what needs the whole batch in one place."""
+    parts = list(parts)
     if count() == 1:
         return model
     if wide := sorted({type(part).__name__ for part in parts if part.batch_wide}):
         raise Unshareable(f"{', '.join(wide)} looks at the whole batch: train this row in one process")
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        if twice := sorted({type(part).__name__ for part in parts if "train" in part.input_grad}):
+            what = "over several processes BatchNorm can be differentiated twice in 'eval' only"
+            raise Unshareable(f"mode of {', '.join(twice)}: {what}")
         if not torch.cuda.is_available():
             raise Unshareable("BatchNorm needs the whole batch, which several processes share on GPUs only")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -21,7 +21,7 @@ class Recipe:
 
     epochs, batch_size: of the training data; with drop_last a smaller last batch is left out.
     lr: the initial rate of "constant" and "steps", the highest of "one-cycle" (linear up in the share warm_up of the
-        steps, linear down to 0).
+        steps, linear down to 0; the first step's is 0, but without warm_up).
     drops: of "steps", pairs (share of the epochs, multiplier of the initial rate): ((0.5, 0.1), (0.8, 0.01)).
     weight_decay: of all parameters, or, with decay_norms false, of those of two and more dimensions only.
     clip: the largest length of the whole gradient, None for none.
@@ -71,13 +71,9 @@ class Recipe:
             checks.number("average", self.average, 0, 1)
         if self.nesterov and not self.momentum:
             raise MarginsError("nesterov needs a momentum above 0")
-        drops = tuple(tuple(pair) for pair in self.drops)
-        shares = [share for share, _ in drops]
-        if drops and self.schedule != "steps":
+        object.__setattr__(self, "drops", checks.drops("drops", self.drops))
+        if self.drops and self.schedule != "steps":
             raise MarginsError(f"drops belong to the schedule 'steps', but it is {self.schedule!r}")
-        if shares != sorted(shares) or not all(0 <= share <= 1 and factor >= 0 for share, factor in drops):
-            raise MarginsError(f"drops must be pairs (share of epochs, multiplier), in order, but are {self.drops!r}")
-        object.__setattr__(self, "drops", drops)
 
     def with_fields(self, given: Mapping[str, Any]) -> "Recipe":
         """The recipe with other values for some fields. Raises MarginsError for a field that there is not."""
