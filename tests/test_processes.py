@@ -32,6 +32,11 @@ def test_two_processes_equal_one_with_the_same_batches(told, name):
         assert torch.allclose(two[key], value, rtol=1e-9, atol=1e-12), key
 
 
+def test_all_hear_what_the_first_one_does_alone(told):
+    # both get 5, a message and the end of time as they were; of another failure the second one hears that there was one
+    assert told[0]["alone"] == [10, 2, 2, 1]
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_needs_the_whole_batch_is_refused_in_two_and_trained_in_one(told, name):
     assert told[1][name] == ""

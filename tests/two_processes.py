@@ -7,6 +7,7 @@ import torch
 from small import THREAT, Net, data, recipe
 
 from margins import losses, methods
+from margins.checkpoints import OutOfTime
 from margins.errors import MarginsError
 from margins.methods.craft import PGD
 from margins.methods.rows import Row, Term
@@ -49,10 +50,26 @@ def all_rows():
     return told
 
 
+def failing(error):
+    raise error
+
+
+def in_the_first():
+    """Over the processes: the sums of what the first one alone tells them, and of who hears of what it raises."""
+    heard = []
+    for error in (MarginsError("told"), OutOfTime(), ZeroDivisionError()):
+        try:
+            processes.alone(lambda error=error: failing(error))
+        except (Exception, OutOfTime) as raised:
+            heard.append(type(raised) is type(error))
+    told = torch.tensor([processes.alone(lambda: 5 + processes.rank()), *heard])
+    return processes.total(told).tolist()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     processes.join()
-    told = all_rows()
+    told = {**all_rows(), "alone": in_the_first()}
     if processes.rank() == 0:
         torch.save(told, sys.argv[1])
     processes.leave()

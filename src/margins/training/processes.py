@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from margins.checkpoints import Checkpoint, OutOfTime
-from margins.errors import Unshareable
+from margins.errors import MarginsError, Unshareable
 from margins.penalties.context import Part
 
 #: Steps between two checkpoints that several processes may make: they must agree on each.
@@ -85,8 +85,11 @@ def alone(work: Callable):
     if rank() == 0:
         try:
             found = work()
-        except (Exception, OutOfTime) as raised:
+        except (MarginsError, OutOfTime) as raised:
             error = raised
+        except Exception:
+            shared((None, RuntimeError("the first process failed")))
+            raise
     found, error = shared((found, error))
     if error is not None:
         raise error
