@@ -37,7 +37,8 @@ def emr(
     """`row` + coefficient x EMR's penalty for many classes (Eq. 7), at adversaries where the row crafts any.
 
     coefficient: in our mean over the samples; the released code's lambda is 128 times it. drops: shares of the training
-    and multipliers. Costs 4 more, 3 without BatchNorm and dropout, where the forward is shared.
+    and multipliers; the paper lowers it with the learning rate, so they belong to a recipe with the same drops. Costs 4
+    more, 3 without BatchNorm and dropout, where the forward is shared.
     """
     schedule = Steps(checks.number("coefficient", coefficient), tuple(drops)) if drops else coefficient
     return _with(row, ApproximateEMR(temperature, mode), schedule, "; EMR, Eq. 7; ziquanliu/Effective_Margin_Reg")
