@@ -17,6 +17,7 @@ from margins import checkpoints, paths
 from margins.experiments import Experiment, Outcome, register
 from margins.recording import record
 from margins.search import grid, search
+from margins.training import processes
 
 SUM, PARTS, SEARCH, BAD, KILLS = "test/sum", "test/parts", "test/search", "test/bad", "test/kills"
 
@@ -154,4 +155,6 @@ register(
 if __name__ == "__main__":
     if "RANK" not in os.environ:  # under torchrun one process could find what another one has just saved
         checkpoints.SECONDS = 0.0
-    sys.exit(record(sys.argv[1], scale="quick", results=Path(sys.argv[2])))
+    status = record(sys.argv[1], scale="quick", results=Path(sys.argv[2]))
+    processes.leave()
+    sys.exit(status)

@@ -22,6 +22,13 @@ def claim(id_, says="It is better.", paper="amm", group="toy", **change):
     return Claim(paper, id_, group, "section 1", says, rows=ROWS, **fields)
 
 
+class Found(dict):
+    """Results of which an evaluation failed a sanity check."""
+
+    def failed_checks(self):
+        return {("zero gradients", "PGD"): {"a_1": 2, "b": 1}}
+
+
 @pytest.fixture
 def board(monkeypatch):
     """Five claims: at the quick scale one supported, one contradicted, one undecided, one exact; one not run."""
@@ -40,7 +47,7 @@ def board(monkeypatch):
     def results(name, scale):
         if scale != "quick":
             raise experiments.NotRecorded(name)
-        return {key: np.array(value) for key, value in values.items()}
+        return Found({key: np.array(value) for key, value in values.items()})
 
     monkeypatch.setattr(experiments, "results", results)
     return claims
@@ -83,6 +90,8 @@ def test_pages(board):
         section = toy[toy.index(f"(claim-{c.id})=\n## ") :]
         assert f"{{bdg-{colour}}}`" in section[: section.index("\n| part")]
     assert re.search(r"^\| a\\_1 - b: up \| 2 \(1\.\d+ to 2\.\d+\) points \| \\> 0 \| 4 \| supported \|$", toy, re.M)
+    failed = "*zero gradients* in evaluations by PGD: a\\_1 (2), b (1)."
+    assert toy.count(f"that failed, and in how many seeds of which row of `amm/e`: {failed}\n") == 3
     assert "- Why: open: a\\_1 - b: flat" in toy and "error \\| points" in toy
     assert "margins record amm/e --scale quick" in toy and "## Not run" not in toy
     ET.fromstring(toy[toy.index("<svg") : toy.index("</svg>") + 6])

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,7 +74,26 @@ def test_a_table_is_recorded_and_read_as_one(make, capsys):
     assert (found.metric("ST", "clean") > 30).all()
     count = len(keys(folder))
     assert count == 3 * 2 * 4
+    evaluated = [record for record in found.records["ST"] if record.config["part"] in COLUMNS]
+    assert all(f"failed checks of {record.config['part']}" in record.provenance for record in evaluated)
     assert go() == 0 and "0 runs to do" in capsys.readouterr().out
+
+
+def test_failed_checks_are_counted_by_check_part_and_row():
+    facts = {
+        "ST": [("PGD", "zero gradients; clean accuracy"), ("PGD", "zero gradients")],
+        "AT": [("PGD", ""), ("AutoAttack", "clean accuracy")],
+    }
+    records = {
+        row: [SimpleNamespace(provenance={"seconds": 1.0, f"failed checks of {part}": text}) for part, text in said]
+        for row, said in facts.items()
+    }
+    found = experiments.Results(SimpleNamespace(seeds=(0, 1), rows=facts), "quick", records, None).failed_checks()
+    assert found == {
+        ("zero gradients", "PGD"): {"ST": 2},
+        ("clean accuracy", "PGD"): {"ST": 1},
+        ("clean accuracy", "AutoAttack"): {"AT": 1},
+    }
 
 
 def test_evaluations_of_fewer_images_are_of_the_first_of_those_of_all(make):

@@ -49,6 +49,7 @@ class Page:
         """
         from margins import claimpage, scoreboard
         from margins.claims import ledger
+        from margins.intervals import LEVEL
 
         claims = ledger()
         for beginning in beginnings:
@@ -62,7 +63,8 @@ class Page:
         for claim in chosen:
             verdict = found[claim.id].largest
             says, scale = claimpage.text(claim.says), "" if verdict.outcome == "not run" else f" ({verdict.scale})"
-            lines.append(f"- {claimpage.badge(verdict)} {says} {{ref}}`evidence <claim-{claim.id}>`")
+            p = f" p = {verdict.p_holm:.2g}." if verdict.p_holm is not None and verdict.p_holm < LEVEL else ""
+            lines.append(f"- {claimpage.badge(verdict)} {says}{p} {{ref}}`evidence <claim-{claim.id}>`")
             items += f"<li><b>{verdict.outcome}</b>{scale}: {escape(claim.says)}</li>"
         text = "\n".join(lines)
         display({"text/markdown": text, "text/html": f"<ul>{items}</ul>", "text/plain": text}, raw=True)

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from margins import experiments
 from margins.claims import PAPERS, Claim
 from margins.forest import forest
 from margins.verdicts import OUTCOMES, Columns, Part, Verdict
@@ -76,7 +77,19 @@ def _claim(claim: Claim, columns: Columns) -> list[str]:
         "|:--|:--|:--|:--|:--|",
         *map(_row, verdict.parts),
         "",
+        *(f"{line}\n" for name in verdict.experiments if (line := _marks(name, verdict.scale))),
     ]
+
+
+def _marks(name: str, scale: str) -> str:
+    """The sanity checks that failed in an experiment's evaluations, in a sentence; "" for none."""
+    failed = experiments.results(name, scale).failed_checks()
+    said = [
+        f"*{check}* in evaluations by {text(part)}: {', '.join(f'{text(row)} ({n})' for row, n in seeds.items())}"
+        for (check, part), seeds in sorted(failed.items())
+    ]
+    what = f"Sanity checks that failed, and in how many seeds of which row of `{name}`"
+    return f"{what}: {'; '.join(said)}." if said else ""
 
 
 def _row(part: Part) -> str:

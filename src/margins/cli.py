@@ -58,13 +58,14 @@ def _record(given: argparse.Namespace) -> int:
             raise MarginsError(f"--module {given.module}: {error}") from error
     from margins.cluster import Cluster
     from margins.recording import record
+    from margins.training import processes
 
     cluster, asked = None, {"cpus": given.cpus_per_unit, "gpus": given.gpus_per_unit}
     if given.cluster is not None:
         cluster = Cluster(given.cluster or None, **{name: value for name, value in asked.items() if value is not None})
     elif any(value is not None for value in asked.values()):
         raise MarginsError("--cpus-per-unit, --gpus-per-unit: they are for --cluster")
-    return record(
+    status = record(
         given.experiment,
         scale=given.scale,
         seeds=given.seeds,
@@ -75,6 +76,8 @@ def _record(given: argparse.Namespace) -> int:
         results=given.results,
         cluster=cluster,
     )
+    processes.leave()
+    return status
 
 
 def _verdicts(given: argparse.Namespace) -> int:

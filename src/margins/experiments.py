@@ -13,6 +13,9 @@ from margins.checkpoints import Checkpoint
 from margins.errors import MarginsError
 from margins.records import SCALES, Record, Store, key_of
 
+#: The beginning of the facts that name the failed sanity checks of a part.
+FAILED = "failed checks of "
+
 
 class NotRecorded(MarginsError):
     """Records that an experiment's results need are not there."""
@@ -225,6 +228,17 @@ class Results:
         found = self._each(row, "array", name, self._store.arrays)
         shape = next((one.shape for one in found if one is not None), (0,))
         return np.array([np.full(shape, np.nan) if one is None else one for one in found])
+
+    def failed_checks(self) -> dict[tuple[str, str], dict[str, int]]:
+        """Of the sanity checks that failed in an evaluation, by check and part: in how many seeds of which row."""
+        found: dict[tuple[str, str], dict[str, int]] = {}
+        for row, records in self.records.items():
+            for record in records:
+                for fact, checks in record.provenance.items():
+                    for check in str(checks).split("; ") if fact.startswith(FAILED) and checks else ():
+                        seeds = found.setdefault((check, fact.removeprefix(FAILED)), {})
+                        seeds[row] = seeds.get(row, 0) + 1
+        return found
 
     def diverged(self, row: str) -> np.ndarray:
         """Which seeds diverged, in any of their parts, shape (S,)."""

@@ -69,6 +69,7 @@ class MovingAverage(Part):
         self.state["average"] = run.x.new_zeros(rows, run.classes)
 
     def __call__(self, context: Context, at: str) -> Tensor:
+        checks.choice("at", at, self.places)
         average = context.logits("adversarial") - context.logits("clean")
         if self.past:
             average = self.past * self.met(context) + (1 - self.past) * average

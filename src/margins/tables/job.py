@@ -24,7 +24,7 @@ from margins.attacks.square import square
 from margins.checkpoints import Checkpoint, OutOfTime
 from margins.datasets import Data
 from margins.evaluation import evaluate, identity
-from margins.experiments import Outcome, Unit
+from margins.experiments import FAILED, Outcome, Unit
 from margins.files import atomic
 from margins.methods.rows import Row
 from margins.penalties.context import Threat
@@ -120,7 +120,7 @@ class Job:
             del withstood["clean"]
         metrics = {f"{name}{ending}": 100 * kept.double().mean().item() for name, kept in withstood.items()}
         metrics[f"images of {unit.part}"] = len(test.x)
-        facts |= {f"failed checks of {unit.part}": "; ".join(one.name for one in result.failed)}
+        facts |= {f"{FAILED}{unit.part}": "; ".join(one.name for one in result.failed)}
         arrays = {f"{name}{ending}": kept.numpy() for name, kept in withstood.items()}
         return Outcome(metrics, arrays=arrays, facts=facts, seconds=time.monotonic() - begun)
 

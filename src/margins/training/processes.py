@@ -26,7 +26,7 @@ def join() -> None:
 
 
 def leave() -> None:
-    """Part from the other processes."""
+    """Part from the other processes: a program's last call, without which it may die on its way out."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

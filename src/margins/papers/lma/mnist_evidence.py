@@ -24,9 +24,9 @@ SLACK = 0.5
 COLLAPSED = 20.0
 
 
-def collapsed(results: Results, row: str) -> np.ndarray:
+def collapsed(results: Results, row: str, column: str = "clean") -> np.ndarray:
     """(S,) in which seeds the row predicts hardly more than one class: its gap to any attack is small, for nothing."""
-    return 100.0 * results.samples(row, "clean").mean(1) < COLLAPSED
+    return 100.0 * results.samples(row, column).mean(1) < COLLAPSED
 
 
 def share(results: Results, row: str, *columns: str) -> np.ndarray:
