@@ -2,6 +2,9 @@
 PYTHON ?= python3
 ARGS ?=
 
+# An environment that is activated is not the one that is used here.
+unexport VIRTUAL_ENV
+
 .PHONY: book test lint bench clean
 .DELETE_ON_ERROR:
 
