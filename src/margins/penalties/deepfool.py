@@ -26,8 +26,8 @@ class DeepFoolMargin(Part):
     the paths, their classes and which samples are kept are found without a graph on the whole batch, and only the kept
     samples are walked again with one. The result is the gradient of the whole attack. Costs, for K classes, K + 1
     forwards' worth a sample and step of DeepFool, 6 a kept sample and step, and a forward or two. On CPUs passes over
-    the few that are kept or still move take more than their share: on an MLP of 800 units the whole step a quarter
-    more. Nan where a logit is not finite.
+    the few that are kept or still move take more than their share; how much, data/benchmarks/training tells. Nan where
+    a logit is not finite.
     """
 
     aggregation: str = "MIN"
