@@ -15,5 +15,9 @@ def needs(*names: str) -> pytest.MarkDecorator:
     large for it, and no test uses a network.
     """
     lacking = [name for name in names if not (published if name in published.NETWORKS else datasets).available(name)]
-    why = f"needs {', '.join(lacking)}, which others publish; with MARGINS_DATA=FOLDER, as in CI, it runs or fails"
+    why = (
+        f"{', '.join(lacking)}: others' files, not ours to commit, and no stand-in shows that these very files are read"
+        " rightly; put them into a FOLDER in torchvision's layout and set MARGINS_DATA=FOLDER, as CI does, which then"
+        " fails instead of skipping"
+    )
     return pytest.mark.skipif(bool(lacking) and not os.environ.get("MARGINS_DATA"), reason=why)

@@ -18,6 +18,8 @@ PAGES = notebooks.pages(paths.REPO)
 #: Those that load a data set that can be missing.
 LIVE = [page for page, path in PAGES.items() if re.search(r"margins\.page\(.*data=(?!.{1,2}toy2d)", path.read_text())]
 
+assert {"amr/logistic-regression", "practice/own-method", "practice/own-model"} <= set(LIVE)
+
 
 def papermill(python: str, source: Path, target: Path, env: dict[str, str]) -> str:
     """Execute a notebook with its quick parameters by plain papermill; return what was said. Fails if it failed."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from real import needs
 
-from margins import _sources, datasets, paths
+from margins import _sources, datasets, paths, published
 from margins.errors import MarginsError
 
 REAL = Path(os.environ.get("MARGINS_DATA") or paths.CACHE).resolve()
@@ -215,3 +215,12 @@ def test_real_mnist_files(place, monkeypatch, how):
         broken_file.write_bytes(content)
     with pytest.raises(MarginsError, match=f"t10k-labels-idx1-ubyte is {how}|is {how}: t10k-labels-idx1-ubyte missing"):
         datasets.load("mnist", "test")
+
+
+@pytest.mark.parametrize(("folder", "skipped"), [("", True), ("somewhere", False)])
+def test_what_needs_others_files_is_never_skipped_where_a_folder_of_them_is_named(monkeypatch, folder, skipped):
+    for module in (datasets, published):
+        monkeypatch.setattr(module, "available", lambda name: False)
+    monkeypatch.setenv("MARGINS_DATA", folder)
+    mark = needs("mnist", *published.NETWORKS).mark
+    assert mark.name == "skipif" and mark.args == (skipped,) and "mnist" in mark.kwargs["reason"]

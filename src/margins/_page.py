@@ -65,7 +65,7 @@ class Page:
             says, scale = claimpage.text(claim.says), "" if verdict.outcome == "not run" else f" ({verdict.scale})"
             p = f" p = {verdict.p_holm:.2g}." if verdict.p_holm is not None and verdict.p_holm < LEVEL else ""
             lines.append(f"- {claimpage.badge(verdict)} {says}{p} {{ref}}`evidence <claim-{claim.id}>`")
-            items += f"<li><b>{verdict.outcome}</b>{scale}: {escape(claim.says)}</li>"
+            items += f"<li><b>{verdict.outcome}</b>{scale}: {escape(claim.says)}{p}</li>"
         text = "\n".join(lines)
         display({"text/markdown": text, "text/html": f"<ul>{items}</ul>", "text/plain": text}, raw=True)
 

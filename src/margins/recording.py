@@ -170,39 +170,40 @@ def _ends(experiment, todo: Todo, store, commit, jobs, deadline) -> Iterator[tup
     A process that is killed, for its memory say, takes with it all that is under way and all that waits. What waited
     goes on without the others, and they follow, each alone.
     """
-    given = store, commit, deadline
     if jobs == 1:
         for group, missing in todo:
-            yield missing, _attempt(experiment, group, missing, *given, True)
+            yield missing, _attempt(experiment, group, missing, store, commit, deadline, True)
         return
     doubtful: Todo = []
     while todo:
-        lost = yield from _in_pool(experiment, todo, jobs, given)
+        lost = yield from _in_pool(experiment, todo, store, commit, jobs, deadline)
         if lost:
             print("margins: a process was killed; what it took with it begins again", file=sys.stderr, flush=True)
         doubtful += lost[:jobs]
         todo = lost[jobs:]
     for group, missing in doubtful:
-        for _, left in (yield from _in_pool(experiment, [(group, missing)], 1, given)):
+        for _, left in (yield from _in_pool(experiment, [(group, missing)], store, commit, 1, deadline)):
             yield missing, Ended("failed", left[0], "its process was killed, perhaps for its memory")
 
 
-def _in_pool(experiment, todo: Todo, jobs: int, given: tuple) -> Generator[tuple[list[Unit], Ended], None, Todo]:
+def _in_pool(
+    experiment, todo: Todo, store: Store, commit, jobs: int, deadline
+) -> Generator[tuple[list[Unit], Ended], None, Todo]:
     """Yields what `_ends` does, and returns what had not ended when a process was killed, in its order."""
     loud = sys.stderr.isatty()
     context = multiprocessing.get_context("spawn")
     with stopping(ProcessPoolExecutor(min(jobs, len(todo)), context, _end_with, (os.getpid(),))) as pool:
         futures = {}
         for group, missing in todo:
-            asked = experiment.run.__module__, experiment.name, group, missing, *given, loud
-            futures[pool.submit(_in_worker, *asked)] = group, missing
+            given = (group, missing, store, commit, deadline, loud)
+            futures[pool.submit(_in_worker, experiment.run.__module__, experiment.name, *given)] = group, missing
         for future in as_completed(futures):
             missing, error = futures[future][1], future.exception()
             if error is None:
                 yield missing, future.result()
             elif not isinstance(error, BrokenProcessPool):
                 yield missing, Ended("failed", missing[0], f"{type(error).__name__}: {error}")
-    lost, store = [], given[0]
+    lost = []
     for future, (group, missing) in futures.items():
         if isinstance(future.exception(), BrokenProcessPool):
             if left := [unit for unit in missing if not store.has(unit.experiment, unit.key)]:

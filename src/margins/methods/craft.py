@@ -88,7 +88,7 @@ def log_odds_slope(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin_cross_entropy_slope(logits: Tensor, y: Tensor, delta: float = 0.9, divided: bool = True) -> Tensor:
-    """The gradient of `losses.margin_cross_entropy` to the logits, to the last bit what autograd makes of it."""
+    """The gradient of `losses.margin_cross_entropy` to the logits, up to rounding what autograd makes of it."""
     y = y[:, None]
     hinges = (delta - logits.gather(1, y) + logits).clamp_(min=0).mul_(2)
     if divided:

@@ -40,7 +40,7 @@ def emr(
     and multipliers; the paper lowers it with the learning rate, so they belong to a recipe with the same drops. Costs 4
     more, 3 without BatchNorm and dropout, where the forward is shared.
     """
-    schedule = Steps(checks.number("coefficient", coefficient), tuple(drops)) if drops else coefficient
+    schedule = Steps(checks.number("coefficient", coefficient), checks.drops("drops", drops)) if drops else coefficient
     return _with(row, ApproximateEMR(temperature, mode), schedule, "; EMR, Eq. 7; ziquanliu/Effective_Margin_Reg")
 
 

@@ -36,6 +36,7 @@ class Steps:
         object.__setattr__(self, "changes", checks.drops("changes", self.changes))
 
     def __call__(self, progress: float) -> float:
+        # a share such as 0.6 of 15 epochs must not miss its epoch by rounding
         factors = [factor for begin, factor in self.changes if progress >= begin - 1e-9]
         return self.value * (factors[-1] if factors else 1.0)
 

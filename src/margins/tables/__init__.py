@@ -46,8 +46,8 @@ class Columns:
         for name, given in self.attacks.items():
             attack = ATTACKS[checks.choice(f"attack of {name}", given.get("attack"), ATTACKS)]
             rest = {key: value for key, value in given.items() if key != "attack"}
-            ball = {"norm": math.inf, "eps": 0.1}
-            ball = {key: value for key, value in ball.items() if key in signature(attack).parameters}
+            taken = signature(attack).parameters
+            ball = {key: value for key, value in {"norm": math.inf, "eps": 0.1}.items() if key in taken}
             try:
                 attack(Fooled(10), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), **ball, **rest)
             except (TypeError, MarginsError) as error:

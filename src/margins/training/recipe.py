@@ -10,6 +10,7 @@ from torch.optim import SGD
 
 from margins import checks
 from margins.errors import MarginsError
+from margins.methods.rows import Steps
 
 SCHEDULES = ("constant", "steps", "one-cycle")
 PRECISIONS = ("float32", "bf16")
@@ -88,10 +89,7 @@ class Recipe:
         if self.schedule == "one-cycle":
             up = progress / self.warm_up if self.warm_up else 1.0
             return self.lr * min(up, (1 - progress) / max(1 - self.warm_up, 1e-12))
-        epoch = step // steps / self.epochs
-        # a share such as 0.6 of 15 epochs must not miss its epoch by rounding
-        factors = [factor for share, factor in self.drops if epoch >= share - 1e-9]
-        return self.lr * (factors[-1] if factors else 1.0)
+        return Steps(self.lr, self.drops)(step // steps / self.epochs)
 
     def steps(self, samples: int) -> int:
         """Steps in an epoch of so many samples. Raises MarginsError where drop_last leaves none."""

@@ -40,7 +40,7 @@ def recipe(epochs: int, select_every: int = 1) -> Recipe:
 
 
 def candidate(method: str, beta: float) -> Row:
-    """A row of the search; beta 0, of LMA-AT, is its margin loss alone (option D)."""
+    """A row of the search; beta 0, of LMA-AT, is its margin loss and BCE alone (option D)."""
     return TUNED[method][0](beta)
 
 
