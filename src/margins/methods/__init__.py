@@ -22,13 +22,13 @@ from margins.methods.baselines import (
     trades,
 )  # fmt: skip
 from margins.methods.craft import PGD
-from margins.methods.regularised import amm, at_emr, emr, igr, lma_at, ours
+from margins.methods.regularised import amm, at_emr, deep_defense, elsayed, emr, igr, large_margin, lma_at, ours
 from margins.methods.rows import Phase, Ramp, Row, Steps, Term
 from margins.methods.summary import summary
 from margins.methods.table import METHODS
 
 __all__ = [
-    "METHODS", "PGD", "Phase", "Ramp", "Row", "Steps", "Term", "alp", "amm", "at", "at_emr", "boosted", "emr", "gairat",
-    "he_alp", "he_at", "he_trades", "igr", "l_softmax", "lma_at", "mail_at", "mail_mart", "mail_trades", "mart", "mma",
-    "ours", "plain", "summary", "trades",
+    "METHODS", "PGD", "Phase", "Ramp", "Row", "Steps", "Term", "alp", "amm", "at", "at_emr", "boosted", "deep_defense",
+    "elsayed", "emr", "gairat", "he_alp", "he_at", "he_trades", "igr", "l_softmax", "large_margin", "lma_at", "mail_at",
+    "mail_mart", "mail_trades", "mart", "mma", "ours", "plain", "summary", "trades",
 ]  # fmt: skip

@@ -3,8 +3,12 @@
 Costs as in `margins.methods.baselines`.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+
+from torch import Tensor
 
 from margins import checks, losses
 from margins.errors import MarginsError
@@ -13,10 +17,15 @@ from margins.methods.craft import PGD
 from margins.methods.rows import Row, Schedule, Steps, Term
 from margins.penalties.context import Part
 from margins.penalties.deepfool import DeepFoolMargin
+from margins.penalties.elsayed import LinearisedMargin
 from margins.penalties.emr import ApproximateEMR
 from margins.penalties.gradient import InputGradient
 from margins.penalties.moving_average import MovingAverage
 
+#: Deep Defense's fine-tuning: half the rate in the last epoch, weight decay of its own, and no clipping.
+DEEP_DEFENSE = {
+    "epochs": 5, "lr": 5e-4, "weight_decay": 5e-4, "schedule": "steps", "drops": ((0.8, 0.5),), "clip": None,
+}  # fmt: skip
 #: Where EMR's paper divides the learning rate, and its coefficient with it, by 10: in AT's 100 epochs.
 AT_DROPS = ((60 / 100, 0.1), (90 / 100, 0.01))
 
@@ -88,10 +97,43 @@ def lma_at(guarded: bool = True, craft: Part | None = None, **settings) -> Row:
     return ours(boosted(guarded, craft), **settings)
 
 
-def amm(coefficient: float = 32.0, **settings) -> Row:
-    """Standard training + AMM's regulariser; settings and cost: those of `DeepFoolMargin`. MNIST's values."""
-    terms = (Term(CE, "clean"), Term(DeepFoolMargin(**settings), "clean", coefficient))
+def amm(coefficient: float = 32.0, loss: Callable[..., Tensor] = CE, **settings) -> Row:
+    """`loss` + AMM's regulariser; settings and cost: those of `DeepFoolMargin`. MNIST's values.
+
+    Without second order it is the paper's "w/o high order gradients".
+    """
+    terms = (Term(loss, "clean"), Term(DeepFoolMargin(**settings), "clean", coefficient))
     return Row(None, terms, recipe={"clip": 10.0}, source="AMM, Eqs. 6 and 7, Appendix Table 1")
+
+
+def deep_defense(coefficient: float = 15.0, start: Row | None = None) -> Row:
+    """Deep Defense: AVG+EXP on |D| / |x| (AMM, Eq. 5), 5 epochs at a low rate from a trained network `start`.
+
+    c, d, steps, recipe: of the released code. Costs as `DeepFoolMargin` with AVG.
+    """
+    penalty = DeepFoolMargin("AVG", "EXP", c=25.0, d=5.0, steps=5, normalised=True)
+    terms = (Term(CE, "clean"), Term(penalty, "clean", coefficient))
+    source = "Yan et al. 2018, Eq. 5; ZiangYan/deepdefense.pytorch"
+    return Row(None, terms, start=start or plain(), recipe=DEEP_DEFENSE, source=source)
+
+
+def elsayed(gamma: float, coefficient: float = 1.0, **settings) -> Row:
+    """Standard training + the linearised margin below the threshold gamma, as AMM compares with it (section 4.3.1).
+
+    settings, cost: of `LinearisedMargin`. gamma and coefficient aren't given in the paper: to be searched for.
+    """
+    terms = (Term(CE, "clean"), Term(LinearisedMargin(gamma, **settings), "clean", coefficient))
+    return Row(None, terms, source="AMM, section 4.3.1; Elsayed et al. 2018")
+
+
+def large_margin(gamma: float = 1.0, layers: tuple[str, ...] = ()) -> Row:
+    """Elsayed et al.'s own loss as released: of probabilities, for one rival, without a cross-entropy.
+
+    gamma: their MNIST's is 10,000 in units of layers of other sizes, and in the norm inf; here it is in input units.
+    layers: names of the modules whose outputs count too, in the release those of all convolutions.
+    """
+    part = LinearisedMargin(gamma, "probabilities", rivals=1, alpha=4.0, norm=math.inf, layers=layers)
+    return Row(None, (Term(part, "clean"),), source="Elsayed et al. 2018; google-research/large_margin")
 
 
 def _with(row: Row, penalty: Part, coefficient: float | Schedule, source: str, note: str = "") -> Row:

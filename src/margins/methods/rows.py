@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import partial
 from types import FunctionType
 from typing import Any
@@ -19,6 +19,8 @@ from margins.penalties.context import PLACES, Context, Part
 
 WHERE = ("clean", "adversarial", "both", "parameters")
 Schedule = Callable[[float], float]
+#: Metadata of a dataclass's field that is not told of while it has its default, since it came after records were made.
+ADDED = {"added": True}
 
 
 @dataclass(frozen=True)
@@ -243,12 +245,16 @@ def describe(value: Any) -> Any:
     if isinstance(value, partial):
         return {"function": describe(value.func), "given": describe([*value.args, value.keywords])}
     if is_dataclass(value):
-        told = {"kind": type(value).__name__} | {one.name: describe(getattr(value, one.name)) for one in fields(value)}
+        told = {"kind": type(value).__name__} | {one.name: describe(getattr(value, one.name)) for one in _told(value)}
         told |= {"revision": value.revision} if isinstance(value, Part) else {}
         return told | _own(value)
     raise MarginsError(
         f"{value!r} of a row can't be recorded: use functions, functools.partial, numbers, text, and dataclasses"
     )
+
+
+def _told(value: Any) -> list[Field]:
+    return [one for one in fields(value) if "added" not in one.metadata or getattr(value, one.name) != one.default]
 
 
 def _own(value: Any) -> dict[str, Any]:

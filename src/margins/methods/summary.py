@@ -24,6 +24,7 @@ SYMBOLS = {
     "ApproximateEMR": ("|grad h(@)|^2", r"\Vert\nabla_x h(@)\Vert^2"),
     "LSoftmax": ("L-Softmax(@)", r"\mathrm{LSoftmax}(@)"),
     "DeepFoolMargin": ("R(D(@))", r"R(\Delta(@))"),
+    "LinearisedMargin": ("max(0, gamma - d(@))", r"\max(0, \gamma - d(@))"),
 }
 SPACE = r"\ "
 SAMPLES = {"clean": "x", "adversarial": "x'", "both": "x, x'", "parameters": "theta"}

@@ -42,14 +42,25 @@ def kept(aggregation: str, distances: Tensor, correct: Tensor, labels: Tensor, s
 
 
 def shrink(shrinkage: str, t: Tensor) -> Tensor:
-    """R(t), elementwise and increasing (section 3.3.2): LIN t, EXP e^t, INV 1 / (1 - t) with t truncated at 0.95."""
+    """R(t), elementwise and increasing (section 3.3.2): LIN t, EXP e^t, INV 1 / (1 - t), which needs t below 1.
+
+    Raises MarginsError for INV with a larger t: there it is negative, and its sign would turn the regulariser around.
+    """
     if shrinkage not in SHRINKAGES:
         raise MarginsError(f"shrinkage: {shrinkage!r} is not one of {', '.join(SHRINKAGES)}")
     if shrinkage == "LIN":
         return t
     if shrinkage == "EXP":
         return t.exp()
-    return 1 / (1 - t.clamp(max=INV_LIMIT))
+    if (t >= 1).any():
+        raise MarginsError(f"t: INV is 1 / (1 - t) and needs t below 1, but t is {t.max().item():.4g}; truncate it")
+    return 1 / (1 - t)
+
+
+def terms(shrinkage: str, distances: Tensor, correct: Tensor, c: float, d: float) -> Tensor:
+    """R(-c D) of correct samples, R(d D) of wrong ones, as `penalty` has them; INV's d D is truncated at INV_LIMIT."""
+    t = torch.where(correct, -c * distances, d * distances)
+    return shrink(shrinkage, t.clamp(max=INV_LIMIT) if shrinkage == "INV" else t)
 
 
 def penalty(
@@ -62,6 +73,5 @@ def penalty(
     their term to zero). A correct sample's term falls as its distance grows, a wrong one's as it shrinks: the
     equations' sign; the sentence above them says the reverse.
     """
-    t = torch.where(correct, -c * distances, d * distances)
-    terms = shrink(shrinkage, t)
-    return torch.where(kept(aggregation, distances, correct, labels), terms, 0.0).mean(-1)
+    values = terms(shrinkage, distances, correct, c, d)
+    return torch.where(kept(aggregation, distances, correct, labels), values, 0.0).mean(-1)

@@ -3,14 +3,18 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from margins import checks
-from margins.attacks.deepfool import Step, deepfool
 from margins.attacks.found import misclassified
-from margins.attacks.geometry import column, length
+from margins.attacks.geometry import length
+from margins.errors import MarginsError
 from margins.penalties import amm
-from margins.penalties.context import PLACES, Context, Part, in_mode
+from margins.penalties.context import PLACES, Context, Part, Run, in_mode
+from margins.penalties.paths import find, lengths
+
+#: How far, relative to its logits, a sample's may be from those it has in another batch: rounding.
+ALONE = 1e-3
 
 
 @dataclass
@@ -22,12 +26,21 @@ class DeepFoolMargin(Part):
     `margins.penalties.amm`, of whose `penalty` the mean over the batch is the value. c, d in 1 / input unit; steps: at
     most so many (the paper's u). Dropout and BatchNorm are in evaluation mode, precision is full.
 
+    candidates: of how many classes, those of the largest logits, the boundary is looked at; None, as in the paper: all.
+    second_order: false for the paper's "without high order gradients" (section 4.3.1): gaps carry the gradient, their
+    input gradients are constants. Taken by its letter, with D a constant, nothing would carry any.
+    normalised: Deep Defense's, |D| / |x| in the place of |D| (Eq. 5), x as the network's first layer sees it: minus
+    `model.mean` where the model subtracts one.
+
     The gradient goes through gaps, their input gradients and all iterates (section 3.1.1). Discrete choices carry none:
     the paths, their classes and which samples are kept are found without a graph on the whole batch, and only the kept
-    samples are walked again with one. The result is the gradient of the whole attack. Costs, for K classes, K + 1
-    forwards' worth a sample and step of DeepFool, 6 a kept sample and step, and a forward or two. On CPUs passes over
-    the few that are kept or still move take more than their share; how much, data/benchmarks/training tells. Nan where
-    a logit is not finite.
+    samples are walked again with one. The result is the gradient of the whole attack. Costs, for C candidates, C + 2
+    forwards' worth a sample and step of DeepFool, but the first forward where the cross-entropy asks for it too, and 6
+    a kept sample and step. On CPUs passes over the few that are kept or still move take more than their share; how
+    much, data/benchmarks/training tells. Nan where a logit is not finite.
+
+    Raises MarginsError for a model with fewer than two classes, and where a sample's logits depend on the others in its
+    batch in evaluation mode too: its distance would be theirs as well.
     """
 
     aggregation: str = "MIN"
@@ -36,8 +49,12 @@ class DeepFoolMargin(Part):
     d: float = 1.0
     steps: int = 6
     overshoot: float = 0.02
+    candidates: int | None = None
+    second_order: bool = True
+    normalised: bool = False
     places = PLACES
-    revision = (1, amm.REVISION)
+    input_grad = ("eval",)
+    revision = (2, amm.REVISION)
 
     def __post_init__(self):
         checks.choice("aggregation", self.aggregation, amm.AGGREGATIONS)
@@ -46,50 +63,53 @@ class DeepFoolMargin(Part):
         checks.number("d", self.d, 0, above=True)
         checks.whole("steps", self.steps, 1)
         checks.number("overshoot", self.overshoot, 0)
+        if self.candidates is not None:
+            checks.whole("candidates", self.candidates, 1)
+        for name in ("second_order", "normalised"):
+            checks.choice(name, getattr(self, name), (True, False))
 
     @property
     def batch_wide(self) -> bool:
         return self.aggregation == "MIN"
+
+    def begin(self, run: Run) -> None:
+        super().begin(run)
+        if run.classes < 2:
+            raise MarginsError(f"classes: a distance to another class needs at least 2, but there is {run.classes}")
+        check_alone(run.model, run.x[:2])
 
     def __call__(self, context: Context, at: str) -> Tensor:
         logits = context.detached(at)
         x, y = context.x if at == "clean" else context.x_adv, context.y
         if not logits.isfinite().all():  # of a training that diverges; an attack would refuse it
             return logits.new_full((len(x),), torch.nan)
-        settings = {"steps": self.steps, "overshoot": self.overshoot, "reference": "correction", "trace": True}
-        path = deepfool(context.model, x, y, norm=2, bounds=None, **settings).path
-        moved = torch.zeros_like(x)
-        for step in path:
-            moved[step.samples] += step.move
-        correct = ~misclassified(logits, y)
-        distances = (1 + self.overshoot) * length(moved, 2)
-        kept = amm.kept(self.aggregation, distances, correct, y)
-        (chosen,) = kept.nonzero(as_tuple=True)
         with in_mode(context.model, "eval"):
-            walked = (1 + self.overshoot) * length(walk(context.model, x, chosen, path), 2)
-        values = amm.shrink(self.shrinkage, torch.where(correct[chosen], -self.c * walked, self.d * walked))
+            paths = find(context.model, x, y, self.steps, self.overshoot, self.candidates, _known(context, at))
+            distances, correct = (1 + self.overshoot) * length(paths.moved, 2), ~misclassified(logits, y)
+            kept = amm.kept(self.aggregation, distances, correct, y)
+            (chosen,) = kept.nonzero(as_tuple=True)
+            size = (1 + self.overshoot) * lengths(context.model, paths, chosen, self.second_order)
+        if self.normalised:
+            size = size / length((x - getattr(context.model, "mean", 0.0))[chosen], 2)
+        values = amm.terms(self.shrinkage, size, correct[chosen], self.c, self.d)
         return torch.zeros_like(distances).index_put((chosen,), values)
 
 
-def walk(model: nn.Module, x: Tensor, chosen: Tensor, path: tuple[Step, ...]) -> Tensor:
-    """The sums of DeepFool's l2 moves of the chosen samples (n,) of x (B, ...), without overshoot, with their graph.
+def _known(context: Context, at: str) -> tuple[Tensor, Tensor] | None:
+    """The samples and their logits of a forward that a loss asks for as well, where it is one of evaluation."""
+    if context.modal or context.autocast:
+        return None
+    logits = context.logits(at, "eval", input_grad=True)
+    return context.input(at, "eval"), logits
 
-    path: of `deepfool(..., norm=2, linearise_at="plain", bounds=None, trace=True)`. Each move is written as a function
-    of the model, |gap| w / |w|^2 with w the gap's gradient at the iterate, which is one of the moves before.
-    Costs 2 forwards' worth a sample and step, and 4 more to differentiate.
-    """
-    start, place = x[chosen].detach().requires_grad_(), torch.full((len(x),), -1, device=x.device)
-    place[chosen] = torch.arange(len(chosen), device=x.device)
-    moved = torch.zeros_like(start)
-    for step in path:
-        asked = place[step.samples] >= 0
-        rows, leave, towards = place[step.samples[asked]], step.reference[asked], step.chosen[asked]
-        if not len(rows):
-            break
-        point = start[rows] + moved[rows]
-        logits = model(point)
-        gap = (logits.gather(1, leave[:, None]) - logits.gather(1, towards[:, None]))[:, 0]
-        (w,) = torch.autograd.grad(gap.sum(), point, create_graph=True)
-        move = w * column(-gap.abs() / w.square().flatten(1).sum(1), w)
-        moved = moved.index_add(0, rows, move)
-    return moved
+
+@torch.no_grad()
+def check_alone(model: torch.nn.Module, x: Tensor) -> None:
+    """Raise MarginsError where a sample's logits, in evaluation mode, depend on the others of its batch x (B, ...)."""
+    with in_mode(model, "eval"):
+        together, alone = model(x), torch.cat([model(one[None]) for one in x])
+    if (together - alone).abs().max() > ALONE * together.abs().max():
+        raise MarginsError(
+            "model: a sample's logits depend on the others in its batch in evaluation mode too, so that it has no"
+            " distance of its own; use GroupNorm, or BatchNorm with running statistics"
+        )

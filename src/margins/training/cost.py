@@ -63,10 +63,13 @@ def cost(row: Row, model: nn.Module, data: Data, *, threat: Threat, batch_size: 
         samples, trained = len(logits), any(parameter.requires_grad for parameter in model.parameters())
         passes["forward", samples] += 1
         if logits.requires_grad:
-            logits.register_hook(lambda gradient: back(samples, trained))
+            logits.register_hook(lambda gradient: back(gradient, samples, trained))
 
-    def back(samples: int, trained: bool) -> None:
+    def back(gradient: Tensor, samples: int, trained: bool) -> None:
         again = torch.is_grad_enabled()  # then this is a backward that will be differentiated itself
+        if torch._C._functorch.is_batchedtensor(gradient):  # of several classes at once, to the input
+            passes["input", samples] += len(torch._C._functorch.get_unwrapped(gradient))
+            return
         passes["full" if trained and not again else "input", samples] += 1
         if again:
             passes["twice", samples] += 1
