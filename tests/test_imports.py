@@ -18,7 +18,7 @@ ORDER = [
     {"penalties"},
     {"methods"},
     {"records", "checkpoints"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "imagenet"},
     {"linear"},
     {"experiments", "provenance", "running", "estimates", "search", "cluster", "recording"},
     {"tables"},

@@ -20,11 +20,17 @@ class NotAvailable(MarginsError):
 
 @dataclass(frozen=True)
 class Source:
-    """A set that comes from files: its folder under a root, its class in torchvision, and the original files."""
+    """A set that comes from files: its folder under a root, its class in torchvision, and the original files.
+
+    fetched: of SVHN, which torchvision downloads split by split, into the folder itself, the splits; after: the set
+    whose files come before its own.
+    """
 
     folder: str
     torchvision: str
     files: dict[str, dict[str, tuple[int, str]]]  # split -> file name -> (bytes, SHA-256)
+    fetched: tuple[str, ...] = ()
+    after: str | None = None
 
 
 SOURCES = {
@@ -62,6 +68,18 @@ SOURCES = {
         "train": {"train": (155249918, "735e79b04f092ca3d2e6d07f368c0a7d70d48c48d28865950cc24454cf45129b")},
         "test": {"test": (31049707, "4b67687d9933c4db8f0831104447f15b93774f4f464bd0516f0f0f2ac83b7864")},
     }),
+    "svhn": Source("SVHN", "SVHN", {
+        "train": {
+            "train_32x32.mat": (182040794, "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
+        },
+        "test": {"test_32x32.mat": (64275384, "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b")},
+    }, fetched=("train", "test")),
+    "svhn-extra": Source("SVHN", "SVHN", {
+        "train": {
+            "extra_32x32.mat": (1329278602, "a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3"),
+        },
+        "test": {},
+    }, fetched=("extra",), after="svhn"),
 }  # fmt: skip
 
 
@@ -73,8 +91,25 @@ def roots() -> list[Path]:
     return [*([Path(given)] if given else []), paths.CACHE]
 
 
+def needed(name: str) -> list[str]:
+    """The sets of files that the set is read from, itself the last."""
+    after = SOURCES[name].after
+    return [*([] if after is None else needed(after)), name]
+
+
+def files(name: str, split: str) -> list[Path]:
+    """The checked files of a split, downloaded where they are missing."""
+    folders = {one: find(one) or download(one) for one in needed(name)}
+    return [folder / file for one, folder in folders.items() for file in SOURCES[one].files[split]]
+
+
+def offline() -> bool:
+    """Whether MARGINS_OFFLINE forbids downloads."""
+    return os.environ.get("MARGINS_OFFLINE", "0") not in ("", "0")
+
+
 def find(name: str) -> Path | None:
-    """The first folder that holds the set, after checking its files; None if no place has any of them."""
+    """The first folder that holds the set's own files, after checking them; None if no place has any of them."""
     source = SOURCES[name]
     originals = {file: original for files in source.files.values() for file, original in files.items()}
     for root in roots():
@@ -96,7 +131,7 @@ def _check_file(path: Path, size: int, digest: str) -> None:
     if status.st_size != size:
         what = "truncated" if status.st_size < size else "altered"
         found = f"{status.st_size} bytes instead of {size}"
-    elif (actual := _sha256(path, status.st_mtime_ns, size)) != digest:
+    elif (actual := sha256(path, status.st_mtime_ns, size)) != digest:
         what, found = "altered", f"SHA-256 {actual} instead of {digest}"
     else:
         return
@@ -104,7 +139,7 @@ def _check_file(path: Path, size: int, digest: str) -> None:
 
 
 @functools.cache
-def _sha256(path: Path, mtime_ns: int, size: int) -> str:
+def sha256(path: Path, mtime_ns: int, size: int) -> str:
     """The digest of a file, computed once while its time and size stay the same."""
     try:
         with open(path, "rb") as file:
@@ -119,7 +154,7 @@ def download(name: str) -> Path:
     It arrives in a scratch folder that is renamed at the end, so an interrupted download never looks whole.
     """
     source = SOURCES[name]
-    if os.environ.get("MARGINS_OFFLINE", "0") not in ("", "0"):
+    if offline():
         raise _not_available(name, "MARGINS_OFFLINE forbids a download")
     import torchvision
 
@@ -129,11 +164,13 @@ def download(name: str) -> Path:
     try:
         paths.CACHE.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=paths.CACHE))
-        getattr(torchvision.datasets, source.torchvision)(scratch, download=True)
+        fetch = getattr(torchvision.datasets, source.torchvision)
+        for split in source.fetched:
+            fetch(scratch / source.folder, split=split, download=True)
+        if not source.fetched:
+            fetch(scratch, download=True)
         target = paths.CACHE / source.folder
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # another process may have been faster: then its files are used
-            (scratch / source.folder).rename(target)
+        _move(scratch / source.folder, target)
     except Exception as error:  # whatever went wrong on the way, the set is not to be had
         raise _not_available(name, f"the download failed ({' '.join(str(error).split())})") from error
     finally:
@@ -143,6 +180,16 @@ def download(name: str) -> Path:
     if (found := find(name)) is None:
         raise _not_available(name, f"the download could not be moved to {target}, where something else lies")
     return found
+
+
+def _move(scratch: Path, target: Path) -> None:
+    """The folder, or where there is one already, as of another set or of a process that was faster, what it lacks."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):
+        scratch.rename(target)
+    for path in scratch.iterdir() if scratch.is_dir() else ():
+        if not (target / path.name).exists():
+            path.rename(target / path.name)
 
 
 def _not_available(name: str, why: str) -> NotAvailable:

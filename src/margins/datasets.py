@@ -1,4 +1,4 @@
-"""The data sets of the book as in-memory tensors: two toy sets that are always there, and four that come from files.
+"""The data sets of the book as in-memory tensors: two toy sets that are always there, and those that come from files.
 
 The files are looked for in the folder that the environment variable MARGINS_DATA names (torchvision's layout), then in
 `paths.CACHE`, and are then downloaded into the cache, unless MARGINS_OFFLINE=1 forbids it. Every file is checked
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from margins._sources import SOURCES, NotAvailable, download, find
+from margins._sources import SOURCES, NotAvailable, download, files, find, needed
 from margins.errors import MarginsError
 
 
@@ -38,6 +38,8 @@ SETS: dict[str, tuple[int, tuple[int | None, int | None]]] = {
     "fashion-mnist": (10, (60_000, 10_000)),
     "cifar10": (10, (50_000, 10_000)),
     "cifar100": (100, (50_000, 10_000)),
+    "svhn": (10, (73_257, 26_032)),
+    "svhn-extra": (10, (604_388, 26_032)),
 }
 
 
@@ -61,7 +63,8 @@ def load(
     `toy2d` (AMM, Fig. 1): two boxes in the plane, uniform in [-1.01, -0.99] x [-4, 2] (label 0) and
     [0.99, 1.01] x [-2, 4] (label 1); train and test come from different random streams of `seed`.
     `digits`: scikit-learn's 1797 images, divided by 16; the last 360 are the test split.
-    `cifar100` has the 100 fine labels. The others are as published, divided by 255.
+    `cifar100` has the 100 fine labels. `svhn` are the cropped digits, each labelled with its digit; `svhn-extra` has
+    the 531,131 easier ones of the publication as well, after them. The others are as published, divided by 255.
 
     Raises MarginsError for an argument out of range, for a file that is truncated, altered or missing beside the others
     (nothing is changed and no other place is tried), and its kind NotAvailable if the set cannot be had.
@@ -102,7 +105,7 @@ def load(
 def available(name: str) -> bool:
     """Whether the set can be loaded without a download; raises MarginsError if its files are there but not whole."""
     _check_name("name", name)
-    return name not in SOURCES or find(name) is not None
+    return name not in SOURCES or all(find(one) is not None for one in needed(name))
 
 
 def live(name: str, fallback: str = "digits") -> str:
@@ -111,7 +114,8 @@ def live(name: str, fallback: str = "digits") -> str:
     if available(name):
         return name
     try:
-        download(name)
+        for one in needed(name):
+            find(one) or download(one)
     except NotAvailable:
         return fallback
     return name
@@ -159,15 +163,20 @@ def _digits(split: str) -> tuple[Tensor, Tensor]:
 
 def _read(name: str, split: str) -> tuple[Tensor, Tensor]:
     """Pixels uint8 (N, C, H, W) and labels int64 (N,), from files that were checked."""
-    folder = find(name) or download(name)
-    files = [folder / file for file in SOURCES[name].files[split]]
+    found = files(name, split)
     if "mnist" in name:  # idx: a header of 16 bytes before the images, of 8 before the labels
-        x = np.fromfile(files[0], np.uint8, offset=16).reshape(-1, 1, 28, 28)
-        y = np.fromfile(files[1], np.uint8, offset=8)
+        x = np.fromfile(found[0], np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        y = np.fromfile(found[1], np.uint8, offset=8)
+    elif "svhn" in name:  # (H, W, C, N), and the digit 0 has the label 10
+        from scipy.io import loadmat
+
+        batches = [loadmat(file, variable_names=("X", "y")) for file in found]
+        x = np.concatenate([batch["X"].transpose(3, 2, 0, 1) for batch in batches])
+        y = np.concatenate([batch["y"][:, 0] % 10 for batch in batches])
     else:
         with warnings.catch_warnings():  # pickles of 2009, whose dtypes newer numpys frown at
             warnings.simplefilter("ignore")
-            batches = [pickle.loads(file.read_bytes(), encoding="latin1") for file in files]
+            batches = [pickle.loads(file.read_bytes(), encoding="latin1") for file in found]
         x = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
         y = np.concatenate([batch["fine_labels" if name == "cifar100" else "labels"] for batch in batches])
     return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))

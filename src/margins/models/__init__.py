@@ -11,17 +11,56 @@ from contextlib import contextmanager
 from torch import nn
 
 from margins.errors import MarginsError
+from margins.models.centred import Centred
 from margins.models.cnn import CNN
-from margins.models.lenet import LeNetSmall
+from margins.models.convnet import ConvNet
+from margins.models.densenet_cifar import DenseNetCIFAR
+from margins.models.imagenet import ResNet18, ResNet50, SENet50
+from margins.models.lenet import LeNet, LeNetSmall
 from margins.models.linear import Linear
+from margins.models.liunet import LiuNet
 from margins.models.mlp import MLP
+from margins.models.nin import NIN
+from margins.models.resnet_cifar import ResNetCIFAR
 
-__all__ = ["CNN", "FAMILIES", "MLP", "LeNetSmall", "Linear", "build", "frozen"]
+__all__ = [
+    "CNN",
+    "FAMILIES",
+    "MLP",
+    "NIN",
+    "Centred",
+    "ConvNet",
+    "DenseNetCIFAR",
+    "LeNet",
+    "LeNetSmall",
+    "Linear",
+    "LiuNet",
+    "ResNet18",
+    "ResNet50",
+    "ResNetCIFAR",
+    "SENet50",
+    "build",
+    "frozen",
+]
 
 #: Raised when a change of a model or a head changes results.
 REVISION = 1
 #: What `build` knows.
-FAMILIES: dict[str, type[nn.Module]] = {"linear": Linear, "mlp": MLP, "cnn": CNN, "lenet-small": LeNetSmall}
+FAMILIES: dict[str, type[nn.Module]] = {
+    "linear": Linear,
+    "mlp": MLP,
+    "cnn": CNN,
+    "lenet-small": LeNetSmall,
+    "lenet": LeNet,
+    "convnet": ConvNet,
+    "nin": NIN,
+    "liunet": LiuNet,
+    "resnet-cifar": ResNetCIFAR,
+    "densenet-cifar": DenseNetCIFAR,
+    "resnet-18": ResNet18,
+    "resnet-50": ResNet50,
+    "senet-50": SENet50,
+}
 
 
 def build(name: str, **settings) -> nn.Module:

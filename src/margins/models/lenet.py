@@ -7,6 +7,7 @@ from torch import nn
 
 from margins.errors import MarginsError
 from margins.models.cnn import OfImages, convolution
+from margins.models.layers import he, images
 from margins.models.linear import check_sizes, dense
 
 
@@ -40,3 +41,30 @@ class LeNetSmall(OfImages):
         units = channels[-1] * (shape[1] // 4) * (shape[2] // 4)
         self.body = nn.Sequential(*layers, nn.Flatten(), dense(units, hidden, True, generator), nn.ReLU())
         self.head = dense(hidden, classes, True, generator)
+
+
+class LeNet(OfImages):
+    """MatConvNet's LeNet: two 5 x 5 convolutions without padding, each with a 2 x 2 max-pooling, and two dense layers.
+
+    Takes x (B, *shape), shape (C, H, W) with H and W of 16 or more, and returns logits (B, classes). 20 and 50
+    channels, 500 units; the only ReLU follows the units, as in Deep Defense (Yan et al. 2018: their code), from which
+    AMM's MNIST LeNet comes: 431,080 parameters. Weights are He's, drawn from `generator`; None stands for a new one
+    with seed 0.
+    """
+
+    def __init__(self, shape: Sequence[int], classes: int, *, generator: torch.Generator | None = None):
+        shape = images(shape, classes, least=16)
+        super().__init__()
+        generator = generator or torch.Generator().manual_seed(0)
+        self.shape = shape
+        height, width = (((size - 4) // 2 - 4) // 2 for size in shape[1:])
+        self.body = nn.Sequential(
+            he(nn.Conv2d, shape[0], 20, 5, generator=generator),
+            nn.MaxPool2d(2),
+            he(nn.Conv2d, 20, 50, 5, generator=generator),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            he(nn.Linear, 50 * height * width, 500, generator=generator),
+            nn.ReLU(),
+        )
+        self.head = he(nn.Linear, 500, classes, generator=generator)

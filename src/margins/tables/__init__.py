@@ -14,10 +14,11 @@ from margins.checkpoints import Checkpoint
 from margins.errors import MarginsError
 from margins.evaluation.given import Fooled
 from margins.experiments import Experiment, Outcome, Unit, register
+from margins.margin import deepfool_margin
 from margins.methods.rows import Row, describe
 from margins.penalties.context import Threat
 from margins.search import Search, name_of, search
-from margins.tables.job import ATTACKS, REVISIONS, VALIDATION, Job
+from margins.tables.job import ATTACKS, DEEPFOOL, REVISIONS, VALIDATION, Job
 from margins.training import Recipe, obstacles
 
 __all__ = ["Columns", "table", "tuning"]
@@ -31,16 +32,21 @@ class Columns:
     """An evaluation of a table: attacks on the first `images` test images of a permutation, in one record.
 
     attacks: name of the column -> the attack's name in `ATTACKS` as "attack", and its own settings; norm and eps are
-    the table's. weights: "best" by validation, or "last". images: None for all. Raises MarginsError for settings that
-    the attack does not take.
+    the table's. weights: "best" by validation, or "last". images: None for all. deepfool: settings of
+    `deepfool_margin` but norm, {} for its own, where that distance is measured too. split: "train" for the first
+    images that the row was trained on, with their true labels. Raises MarginsError for settings that the attack does
+    not take.
     """
 
     attacks: Mapping[str, Mapping[str, Any]]
     images: int | None = None
     weights: str = "best"
+    deepfool: Mapping[str, Any] | None = None
+    split: str = "test"
 
     def __post_init__(self):
         checks.choice("weights", self.weights, ("best", "last"))
+        checks.choice("split", self.split, datasets.SPLITS)
         if self.images is not None:
             checks.whole("images", self.images, 1)
         for name, given in self.attacks.items():
@@ -52,10 +58,26 @@ class Columns:
                 attack(Fooled(10), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), **ball, **rest)
             except (TypeError, MarginsError) as error:
                 raise MarginsError(f"attack of {name}: {error} (norm and eps are the table's)") from None
+        if self.deepfool is not None:
+            try:
+                deepfool_margin(Fooled(10), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), **self.deepfool)
+            except (TypeError, MarginsError) as error:
+                raise MarginsError(f"deepfool: {error}") from None
+
+    @property
+    def ending(self) -> str:
+        """What the names of its numbers end with."""
+        return ", train" * (self.split == "train") + ", last" * (self.weights == "last")
+
+    @property
+    def names(self) -> list[str]:
+        """Of its attacks and distances, as they are recorded."""
+        return [f"{name}{self.ending}" for name in (*self.attacks, *[DEEPFOOL] * (self.deepfool is not None))]
 
     def settings(self) -> dict[str, Any]:
         told = {"attacks": describe(self.attacks), "images": self.images, "weights": self.weights}
-        return told | {"revision": EVALUATION}
+        told |= {} if self.deepfool is None else {"deepfool": describe(dict(self.deepfool))}
+        return told | ({} if self.split == "test" else {"split": self.split}) | {"revision": EVALUATION}
 
 
 def table(
@@ -74,6 +96,9 @@ def table(
     images: Mapping[str, Mapping[str, int]] = {},
     minutes: Mapping[str, Any] = {},
     together: bool = False,
+    centre: bool = False,
+    random_labels: float = 0.0,
+    resize: int | None = None,
 ) -> Experiment:
     """Register a table of `rows`, each trained with every seed and then evaluated by each of `columns`.
 
@@ -83,22 +108,32 @@ def table(
     there, where it is not the column's own. minutes: as of `Experiment`, with the parts "training" and the columns.
     together: whether all seeds of a row are trained at once, see `margins.training.train_together`, where the row's
     parts allow it. Numbers differ in their last digits, so the records of such rows have other keys.
+    centre: whether the network subtracts the mean of its training images, each pixel's own (`models.Centred`).
+    random_labels: the share of the training images whose label is replaced by a random one, which may be the true one.
+    resize: images are enlarged to that many pixels a side (bilinearly). Training sees random windows as large as the
+    model's images, which the recipes' `window` must be; validation, tests and the mean that is subtracted take the
+    central one.
 
     A row's and seed's records: "training" has the curves and what was chosen; each column's has, by the name of the
-    attack, the robust accuracy in % and per image whether it withstood, and "clean". Names of an evaluation of the last
-    weights end with ", last". The weights lie in the cache; where they are missing there, the row is trained again.
+    attack, the robust accuracy in % and per image whether it withstood, and "clean"; the distances of minimum-norm
+    attacks as "NAME distance", and DeepFool's as "DeepFool distance", their mean in input units and per image, negative
+    for an image that was wrong. The mean is over lengths, whatever the sign. Names of an evaluation of the last weights
+    end with ", last", on training images with ", train" before that. The weights lie in the cache;
+    where they are missing there, the row is trained again.
     """
 
-    _check(data, validation, scales, model)
-    names = [f"{name}{', last' * (one.weights == 'last')}" for one in columns.values() for name in one.attacks]
+    _check(data, validation, scales, model, resize)
+    names = [name for one in columns.values() for name in one.names]
     if clash := sorted({name for name in names if names.count(name) > 1} | ({"clean"} & set(names))):
         raise MarginsError(f"columns: {', '.join(clash)} would name two numbers of a row")
     if not all(isinstance(row, Row) for row in rows.values()) or len(set(seeds)) < len(seeds):
         raise MarginsError("rows must be Rows, and seeds must differ")
     if unknown := sorted(set(images) - set(scales)):
         raise MarginsError(f"images: there is no scale {', '.join(unknown)}; there are {', '.join(scales)}")
-    # "clean" is a column of one evaluation, of the best and of the last weights, and not of those after it
-    first = {one.weights: column for column, one in reversed(columns.items())}.values()
+    checks.number("random_labels", random_labels, 0, 1)
+    # "clean" is a column of one evaluation of each kind, and not of those after it
+    first = {one.ending: column for column, one in reversed(columns.items())}.values()
+    settings = _settings(model, data, validation, threat, centre=centre, random_labels=random_labels, resize=resize)
 
     stacked = frozenset(label for label, row in rows.items() if together and _stackable(row))
 
@@ -128,7 +163,7 @@ def table(
                 }
                 for scale, (size, recipe) in scales.items()
             },
-            settings={"model": dict(model), "data": data, "validation": validation, "threat": describe(threat)},
+            settings=settings,
             parts={TRAINING: {}} | {part: one.settings() | {"first": part in first} for part, one in columns.items()},
             revisions=REVISIONS,
             seeds=tuple(seeds),
@@ -154,13 +189,15 @@ def tuning(
     scales: Mapping[str, tuple[int, Recipe]],
     seeds: Sequence[int],
     minutes: Mapping[str, float] = {},
+    centre: bool = False,
+    resize: int | None = None,
 ) -> Search:
     """Register a search over the settings of a row: `row(**candidate)` is trained for each, and only validated.
 
     The other arguments are those of `table`. Records have the best epoch's "validation PGD-10" and "validation clean"
     in %, and their curves. No test image is read.
     """
-    _check(data, validation, scales, model)
+    _check(data, validation, scales, model, resize)
     rows = {name_of(candidate): row(**candidate) for candidate in candidates}
 
     def run(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
@@ -179,7 +216,7 @@ def tuning(
             title=title,
             source=source,
             scales={scale: {"size": size, "recipe": describe(recipe)} for scale, (size, recipe) in scales.items()},
-            settings={"model": dict(model), "data": data, "validation": validation, "threat": describe(threat)},
+            settings=_settings(model, data, validation, threat, centre=centre, resize=resize),
             revisions=REVISIONS,
             seeds=tuple(seeds),
             run=run,
@@ -192,7 +229,13 @@ def _stackable(row: Row) -> bool:
     return not obstacles(row) and (row.start is None or _stackable(row.start))
 
 
-def _check(data: str, validation: int, scales: Mapping[str, tuple[int, Recipe]], model: Mapping[str, Any]) -> None:
+def _settings(model: Mapping[str, Any], data: str, validation: int, threat: Threat, **more) -> dict[str, Any]:
+    """Of a table's units; what is off is not named, as in records of before there was such a setting."""
+    told = {"model": dict(model), "data": data, "validation": validation, "threat": describe(threat)}
+    return told | {name: value for name, value in more.items() if value}
+
+
+def _check(data: str, validation: int, scales: Mapping[str, tuple[int, Recipe]], model, resize: int | None) -> None:
     checks.choice("data", data, datasets.SETS)
     checks.choice("model's name", model.get("name"), models.FAMILIES)
     checks.whole("validation", validation, 1)
@@ -200,6 +243,12 @@ def _check(data: str, validation: int, scales: Mapping[str, tuple[int, Recipe]],
     for scale, (size, _) in scales.items():
         if most is not None and checks.whole("size", size, 1) + validation > most:
             raise MarginsError(f"{scale}: {size} images and {validation} held-out ones are more than {data}'s {most}")
+    side = 0 if resize is None else model.get("shape", (0,))[-1]
+    if resize is not None:
+        checks.whole("resize", resize, max(side, 1))
+    for scale, (_, recipe) in scales.items():
+        if recipe.window != side:
+            raise MarginsError(f"{scale}: with resize={resize} the recipe's window must be {side}, not {recipe.window}")
 
 
 def _caller() -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from margins import datasets, losses, models, paths
 from margins.attacks.autoattack import autoattack
@@ -26,6 +27,7 @@ from margins.datasets import Data
 from margins.evaluation import evaluate, identity
 from margins.experiments import FAILED, Outcome, Unit
 from margins.files import atomic
+from margins.margin import deepfool_margin
 from margins.methods.rows import Row
 from margins.penalties.context import Threat
 from margins.training import Recipe, Trained, loop, processes, train, train_together
@@ -37,7 +39,12 @@ BATCH, AUTOATTACK_BATCH = 250, 100
 #: Of what decides the trained weights beside a row's own parts.
 REVISIONS = {"training": loop.REVISION, "losses": losses.REVISION, "models": models.REVISION}
 #: What of a unit's configuration decides the trained weights.
-_DECIDES = ("method", "model", "data", "size", "validation", "recipe", "threat", "together")
+_DECIDES = (
+    "method", "model", "data", "size", "validation", "recipe", "threat", "together", "centre", "random_labels",
+    "resize",
+)  # fmt: skip
+#: The column of `deepfool_margin`.
+DEEPFOOL = "DeepFool distance"
 ATTACKS = {
     "fgsm": fgsm, "pgd": pgd, "cw": cw, "autoattack": autoattack, "square": square, "spsa": spsa, "race": race,
 }  # fmt: skip
@@ -92,16 +99,19 @@ class Job:
 
     def _evaluated(self, kept: Mapping[str, Any]) -> Outcome:
         unit, config, begun = self.unit, self.unit.config, time.monotonic()
-        ending = "" if config["weights"] == "best" else ", last"
+        split = config.get("split", "test")
+        ending = ", train" * (split == "train") + ", last" * (config["weights"] == "last")
         facts = {"weights": kept["digest"]}
         if kept["status"] == "diverged":
-            names = [*["clean"] * config["first"], *config["attacks"]]
+            distances = [f"{name} distance" for name, one in config["attacks"].items() if one["attack"] == "race"]
+            names = [*["clean"] * config["first"], *config["attacks"], *distances, *[DEEPFOOL] * ("deepfool" in config)]
             metrics = {f"{name}{ending}": math.nan for name in names}
             return Outcome(metrics, status="diverged", facts=facts, seconds=0.0)
         model = self._model(self.row, unit.seed)
         model.load_state_dict(kept[config["weights"]])
-        images = config["images"] or len(datasets.load(config["data"], "test").y)  # all of them in that order too
-        test = datasets.load(config["data"], "test", size=images, seed=PERMUTATION)
+        most = config["size"] if split == "train" else len(datasets.load(config["data"], split).y)
+        images = config["images"] or most  # all of them in that order too
+        test = self.recipe.seen(self._loaded(split, images))
         # other code or other weights go on from nothing, and would be refused
         name = _hash([identity.code(), kept["digest"]])
         resume = self.checkpoint.path.with_name(f"{unit.key}-{name}.npz")
@@ -110,7 +120,7 @@ class Job:
         with _stopping(model, self.checkpoint), _exact():
             result = evaluate(
                 model.eval(), test.x.to(self.device), test.y.to(self.device), norm=self.threat.norm,
-                eps=self.threat.eps, attacks=self._attacks(config["attacks"]), margins={},
+                eps=self.threat.eps, attacks=self._attacks(config["attacks"]), margins=self._distances(config),
                 batch_size=AUTOATTACK_BATCH if heavy else BATCH, seed=unit.seed, resume=resume,
             )  # fmt: skip
         for path in resume.parent.glob(f"{unit.key}-*.npz"):
@@ -119,9 +129,12 @@ class Job:
         if not config["first"]:
             del withstood["clean"]
         metrics = {f"{name}{ending}": 100 * kept.double().mean().item() for name, kept in withstood.items()}
+        distances = {f"{name}{ending}": one.values for name, one in result.margins.items()}
+        metrics |= {name: values.abs().mean().item() for name, values in distances.items()}
         metrics[f"images of {unit.part}"] = len(test.x)
         facts |= {f"{FAILED}{unit.part}": "; ".join(one.name for one in result.failed)}
         arrays = {f"{name}{ending}": kept.numpy() for name, kept in withstood.items()}
+        arrays |= {name: values.float().numpy() for name, values in distances.items()}
         return Outcome(metrics, arrays=arrays, facts=facts, seconds=time.monotonic() - begun)
 
     def _attacks(self, columns: Mapping[str, Mapping[str, Any]]) -> dict[str, partial]:
@@ -132,6 +145,11 @@ class Job:
             taken = {key: value for key, value in ball.items() if key in signature(attack).parameters}
             attacks[name] = partial(attack, **taken, **{key: value for key, value in given.items() if key != "attack"})
         return attacks
+
+    def _distances(self, config: Mapping[str, Any]) -> dict[str, partial]:
+        if "deepfool" not in config:
+            return {}
+        return {DEEPFOOL: partial(deepfool_margin, norm=self.threat.norm, **config["deepfool"])}
 
     @property
     def _seeds(self) -> Sequence[int]:
@@ -154,6 +172,8 @@ class Job:
         settings = dict(self.unit.config["model"])
         generator = torch.Generator().manual_seed(seed)
         model = models.build(settings.pop("name"), **settings, generator=generator)
+        if self.unit.config.get("centre"):
+            model = models.Centred(model, self.recipe.seen(self._data()[0]).x.mean(0).cpu())
         return (model if row.head is None else row.head.put_on(model)).to(self.device)
 
     def _train(self, row: Row) -> dict[int, dict[str, Any]]:
@@ -185,9 +205,20 @@ class Job:
     def _data(self) -> tuple[Data, Data]:
         """The training images and, from the same permutation of the training split, the held-out ones."""
         size, held = self.unit.config["size"], self.unit.config["validation"]
-        data = datasets.load(self.unit.config["data"], "train", size=size + held, seed=PERMUTATION)
+        data = self._loaded("train", size + held)
         x, y = data.x.to(self.device), data.y.to(self.device)
-        return replace(data, x=x[:size], y=y[:size]), replace(data, x=x[size:], y=y[size:])
+        if noisy := round(size * self.unit.config.get("random_labels", 0.0)):  # the images are in a random order
+            drawn = torch.randint(data.classes, (noisy,), generator=torch.Generator().manual_seed(PERMUTATION))
+            y = torch.cat([drawn.to(self.device), y[noisy:]])
+        return replace(data, x=x[:size], y=y[:size]), self.recipe.seen(replace(data, x=x[size:], y=y[size:]))
+
+    def _loaded(self, split: str, size: int) -> Data:
+        """The first images of the permutation, enlarged where the table says so."""
+        data = datasets.load(self.unit.config["data"], split, size=size, seed=PERMUTATION)
+        if (side := self.unit.config.get("resize")) is None:
+            return data
+        x = functional.interpolate(data.x, size=(side, side), mode="bilinear", align_corners=False)
+        return replace(data, x=x.clamp_(0, 1))  # which rounding may leave
 
 
 def _train_each(models: Sequence[nn.Module], *given, seeds: Sequence[int], **settings) -> list[Trained]:

@@ -1,4 +1,4 @@
-"""Batches of data that lies on the device: order, crop and flip belong to (seed, epoch, sample), nothing else."""
+"""Batches of data that lies on the device: order and augmentation belong to (seed, epoch, sample), nothing else."""
 
 from collections.abc import Iterator
 
@@ -26,20 +26,30 @@ def batches(count: int, batch_size: int, drop_last: bool, seed: int, epoch: int,
             yield index
 
 
-class Augment:
-    """Random crops and flips of an epoch, drawn for every sample of the data at once."""
+def central(x: Tensor, window: int) -> Tensor:
+    """The middle window x window pixels of x (N, C, H, W), a view; of an odd rest one more is left out at the end."""
+    down, right = ((size - window) // 2 for size in x.shape[2:])
+    return x[:, :, down : down + window, right : right + window]
 
-    def __init__(self, count: int, crop: int, flip: bool, seed: int, epoch: int, device: torch.device):
+
+class Augment:
+    """Random crops or windows, and flips, of an epoch, drawn for every sample of the data x at once.
+
+    crop: zeros on each side; window: the side of what is cut out of square images instead, 0 for none.
+    """
+
+    def __init__(self, x: Tensor, crop: int, flip: bool, seed: int, epoch: int, window: int = 0):
         generator = torch.Generator().manual_seed(stream(seed, 2, epoch))
-        self.crop = crop
-        self.shift = torch.randint(2 * crop + 1, (count, 2), generator=generator).to(device)
-        self.flip = torch.randint(2, (count,), generator=generator).to(device) if flip else None
+        self.crop, self.window = crop, window
+        spare = x.shape[-1] - window if window else 2 * crop
+        self.shift = torch.randint(spare + 1, (len(x), 2), generator=generator).to(x.device)
+        self.flip = torch.randint(2, (len(x),), generator=generator).to(x.device) if flip else None
 
     def __call__(self, x: Tensor, index: Tensor) -> Tensor:
         """The samples x (B, C, H, W), which have these indices in the data, cropped and flipped."""
-        if not self.crop and self.flip is None:
+        if not self.crop and not self.window and self.flip is None:
             return x
-        height, width = x.shape[-2:]
+        height, width = (self.window, self.window) if self.window else x.shape[-2:]
         rows = torch.arange(height, device=x.device) + self.shift[index, :1]
         columns = torch.arange(width, device=x.device).expand(len(x), -1)
         if self.flip is not None:

@@ -18,7 +18,7 @@ from margins.penalties.context import Threat, kinds
 from margins.training.recipe import Recipe
 
 
-def fits(model: nn.Module, row: Row, data: Data, validation: Data | None) -> None:
+def fits(model: nn.Module, row: Row, data: Data, validation: Data | None, recipe: Recipe) -> None:
     """Raise MarginsError where model, row and data don't fit together; two samples are asked of the model."""
     if not isinstance(row, Row):
         raise MarginsError(f"row must be a Row, such as margins.methods.trades(), but is {row!r}")
@@ -29,6 +29,8 @@ def fits(model: nn.Module, row: Row, data: Data, validation: Data | None) -> Non
             return
         if not isinstance(given, Data):
             raise MarginsError(f"{name} must be a margins.datasets.Data, but is a {type(given).__name__}")
+        if name == "data":
+            data = given = recipe.with_fields(row.recipe).seen(data)
         try:
             _fits(model, given)
         except MarginsError as error:

@@ -74,7 +74,7 @@ def train(
     """
     processes.join()
     checks.whole("seed", seed)
-    fits(model, row, data, validation)
+    fits(model, row, data, validation, recipe)
     loop = Loop(model, row, data, recipe.with_fields(row.recipe), threat, seed, validation)
     return loop.run(checkpoint, progress or (lambda line: None))
 
@@ -86,7 +86,7 @@ class Loop:
 
     def __init__(self, model, row: Row, data: Data, recipe: Recipe, threat: Threat, seed: int, validation):
         row.check(recipe.epochs)
-        self.recipe, self.seed, self.data, self.threat = recipe, seed, data, threat
+        self.recipe, self.seed, self.data, self.seen, self.threat = recipe, seed, data, recipe.seen(data).x, threat
         self.phases = copy.deepcopy(row.phases)  # parts keep state: each run has its own
         if row.head is not None:
             row.head.put_on(model)
@@ -94,12 +94,12 @@ class Loop:
             identity, copy.deepcopy(model), row, data, recipe, threat, seed, validation, (REVISION, processes.count())
         )
         self.modal, self.random = self._modes(model)
-        last_batch(model, data.x, recipe)
+        last_batch(model, self.seen, recipe)
         self.parts = [part for phase in self.phases for part in phase.parts]
         self.model = model = processes.prepare(model, self.parts)
         self.steps = recipe.steps(len(data.x))
         uneven = not recipe.drop_last and len(data.x) % recipe.batch_size != 0
-        self.told = Run(model, data.x, data.y, data.classes, threat, recipe.batch_size, uneven, processes.count())
+        self.told = Run(model, self.seen, data.y, data.classes, threat, recipe.batch_size, uneven, processes.count())
         self.told.combine = processes.total
         for part in self.parts:
             part.state = {}
@@ -116,13 +116,14 @@ class Loop:
         self.average = None
         if recipe.average is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True)
-        self.selection = Selection(validation, threat, row.selection, self.phases[-1].first(recipe.epochs))
+        begin = self.phases[-1].first(recipe.epochs)
+        self.selection = Selection(validation, threat, row.selection, begin, recipe.attack_validation)
         self.step, self.before, self.begun = 0, 0.0, time.monotonic()
         self.curves: dict[str, list[float]] = {}
         self.sums: dict[str, Tensor] = {}
 
     def _modes(self, model: nn.Module) -> tuple[bool, bool]:
-        return modes(model, self.data.x[:2], self.phases, self.recipe)
+        return modes(model, self.seen[:2], self.phases, self.recipe)
 
     @property
     def seconds(self) -> float:
@@ -186,8 +187,7 @@ class Loop:
             self.step += 1
 
     def _augment(self, epoch: int) -> Callable[[Tensor, Tensor], Tensor]:
-        recipe = self.recipe
-        return Augment(len(self.data.x), recipe.crop, recipe.flip, self.seed, epoch, self.data.x.device)
+        return Augment(self.data.x, self.recipe.crop, self.recipe.flip, self.seed, epoch, self.recipe.window)
 
     def _batches(self, epoch: int, first: int) -> Iterator[Tensor]:
         return batches(len(self.data.x), self.recipe.batch_size, self.recipe.drop_last, self.seed, epoch, first)

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD
 
 from margins import checks
+from margins.datasets import Data
 from margins.errors import MarginsError
-from margins.methods.rows import Steps
+from margins.methods.rows import ADDED, Steps
+from margins.training.batches import central
 
 SCHEDULES = ("constant", "steps", "one-cycle")
 PRECISIONS = ("float32", "bf16")
@@ -29,8 +31,11 @@ class Recipe:
     average: the decay of an exponential moving average of the weights, which is then what is validated and returned;
         None for none.
     crop, flip: augmentation, a random crop after padding by so many zeros, a horizontal flip.
+    window: instead of crop, the side of a random window of the training images, which are larger than the model's; 0
+        for none. Whatever is not augmented is the central window.
     frozen_norms: BatchNorm layers stay in evaluation mode, their parameters as they are.
     select_every: epochs between two validations.
+    attack_validation: whether held-out samples are attacked too; without, validation costs a forward a sample.
     precision: "bf16" for autocast, losses and penalties stay in float32; "float32" as torch computes it, on a GPU with
         TensorFloat-32 in convolutions.
     compiled: forwards by torch.compile, but for those that are differentiated to the input in training.
@@ -55,11 +60,15 @@ class Recipe:
     select_every: int = 1
     precision: str = "float32"
     compiled: bool = False
+    window: int = field(default=0, metadata=ADDED)
+    attack_validation: bool = field(default=True, metadata=ADDED)
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "select_every"):
             checks.whole(name, getattr(self, name), 1)
         checks.whole("crop", self.crop)
+        if checks.whole("window", self.window) and self.crop:
+            raise MarginsError(f"window: images are cropped by {self.crop} already; give one of the two")
         checks.number("lr", self.lr, 0, above=True)
         checks.number("momentum", self.momentum, 0, 1)
         checks.number("weight_decay", self.weight_decay, 0)
@@ -82,6 +91,18 @@ class Recipe:
         if unknown := sorted(set(given) - set(names)):
             raise MarginsError(f"recipe has no {', '.join(unknown)}; it has {', '.join(names)}")
         return replace(self, **given)
+
+    def seen(self, data: Data) -> Data:
+        """The data as a model sees it where nothing is random: the central windows, as views, or all of the images.
+
+        Raises MarginsError for images that are not square or smaller than the window.
+        """
+        if not self.window:
+            return data
+        if data.x.ndim != 4 or data.x.shape[2] != data.x.shape[3] or data.x.shape[2] < self.window:
+            given = tuple(data.x.shape[1:])
+            raise MarginsError(f"window must be of square images at least as large, but is {self.window} of {given}")
+        return replace(data, x=central(data.x, self.window))
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of that step, of as many in an epoch as `steps`."""

@@ -60,7 +60,7 @@ def train_together(
         raise MarginsError("several runs are trained together in one process, and not compiled")
     for model, seed in zip(models, seeds, strict=True):
         checks.whole("seed", seed)
-        fits(model, row, data, validation)
+        fits(model, row, data, validation, recipe)
     loop = _Together(models, row, data, recipe, threat, seeds, validation)
     return loop.run(checkpoint, progress or (lambda line: None))
 
@@ -81,12 +81,12 @@ class _Together(Loop):
         for model in models if row.head is not None else ():
             row.head.put_on(model)
         self.models, self.seeds = models, tuple(seeds)
-        stacked = stack(models, data.x[:4])
+        stacked = stack(models, recipe.seen(data).x[:4])
         super().__init__(stacked, replace(row, head=None), data, recipe, threat, seeds[0], None)
         self.row = row
         self.optimizer = recipe.optimizer(stacked, stacked=True)
         self.single = copy.deepcopy(models[0])
-        by = row.selection, self.phases[-1].first(recipe.epochs)
+        by = row.selection, self.phases[-1].first(recipe.epochs), recipe.attack_validation
         self.selections = [Selection(validation, threat, *by) for _ in models]
         self.curves: list[dict[str, list[float]]] = [{} for _ in models]
         self.ended: list[dict[str, Any] | None] = [None] * len(models)
@@ -118,7 +118,7 @@ class _Together(Loop):
         return f"{self._name()} {self.seeds}"
 
     def _modes(self, model: nn.Module) -> tuple[bool, bool]:
-        found = modes(self.models[0], self.data.x[:2], self.phases, self.recipe)
+        found = modes(self.models[0], self.seen[:2], self.phases, self.recipe)
         if any(found):
             raise MarginsError("models that are random or otherwise in training can't be trained together")
         return found
@@ -130,10 +130,10 @@ class _Together(Loop):
 
     def _augment(self, epoch: int) -> Callable[[Tensor, Tensor], Tensor]:
         recipe, runs = self.recipe, len(self.seeds)
-        if not recipe.crop and not recipe.flip:
+        if not recipe.crop and not recipe.flip and not recipe.window:
             return lambda x, index: x
-        given = len(self.data.x), recipe.crop, recipe.flip
-        each = [Augment(*given, seed, epoch, self.data.x.device) for seed in self.seeds]
+        given = self.data.x, recipe.crop, recipe.flip
+        each = [Augment(*given, seed, epoch, recipe.window) for seed in self.seeds]
 
         def augment(x: Tensor, index: Tensor) -> Tensor:
             groups = zip(each, x.chunk(runs), index.chunk(runs), strict=True)

@@ -1,0 +1,67 @@
+"""Residual networks for small images (He et al. 2016, section 4.2)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from margins.errors import MarginsError
+from margins.models.cnn import OfImages
+from margins.models.layers import Average, he, images
+from margins.models.linear import check_sizes
+
+CHANNELS = (16, 32, 64)
+
+
+class ResNetCIFAR(OfImages):
+    """A 3 x 3 convolution, three groups of (depth - 2) / 6 blocks with 16, 32 and 64 channels, the mean, a linear head.
+
+    Takes x (B, *shape), shape (C, H, W) with H and W multiples of 4, and returns logits (B, classes). BatchNorm follows
+    each convolution, which has no bias; the first block of the second and third group has stride 2. Shortcuts have no
+    parameters (the paper's option A): every other place, and zeros for the channels that are new. depth: 20 and 56 in
+    AMM, 269,722 and 853,018 parameters for 10 classes. Convolutions and head are He's, drawn from `generator`; None
+    stands for a new one with seed 0.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int, depth: int = 20, *, generator: torch.Generator | None = None
+    ):
+        shape = images(shape, classes, multiple=4, least=4)
+        check_sizes(depth=depth)
+        if depth < 8 or depth % 6 != 2:
+            raise MarginsError(f"depth must be 6 n + 2 with n of at least 1, such as 20 or 56, but is {depth}")
+        super().__init__()
+        generator = generator or torch.Generator().manual_seed(0)
+        self.shape = shape
+        layers = [_convolution(shape[0], CHANNELS[0], 1, generator), nn.BatchNorm2d(CHANNELS[0]), nn.ReLU()]
+        inputs = CHANNELS[0]
+        for channels in CHANNELS:
+            for _ in range((depth - 2) // 6):
+                layers.append(Block(inputs, channels, generator))
+                inputs = channels
+        self.body = nn.Sequential(*layers, Average())
+        self.head = he(nn.Linear, inputs, classes, generator=generator)
+
+
+class Block(nn.Module):
+    """Two convolutions beside the shortcut; where channels are added, at half the resolution."""
+
+    def __init__(self, inputs: int, channels: int, generator: torch.Generator):
+        super().__init__()
+        self.stride, self.added = (1 if inputs == channels else 2), channels - inputs
+        self.body = nn.Sequential(
+            _convolution(inputs, channels, self.stride, generator),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            _convolution(channels, channels, 1, generator),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
+        return torch.relu(self.body(x) + shortcut)
+
+
+def _convolution(inputs: int, channels: int, stride: int, generator: torch.Generator) -> nn.Conv2d:
+    return he(nn.Conv2d, inputs, channels, 3, stride=stride, padding=1, bias=False, generator=generator)
