@@ -54,10 +54,17 @@ def test_the_order_of_the_batch_does_not_matter():
 
 
 def test_shrinkage_by_hand():
-    t = torch.tensor([-3.0, -1.0, 0.0, 0.5, 0.97, 4.0], dtype=D)
+    t = torch.tensor([-3.0, -1.0, 0.0, 0.5, 0.95], dtype=D)
     assert torch.equal(amm.shrink("LIN", t), t)
     torch.testing.assert_close(amm.shrink("EXP", t), t.exp())
-    torch.testing.assert_close(amm.shrink("INV", t), torch.tensor([0.25, 0.5, 1.0, 2.0, 20.0, 20.0], dtype=D))
+    torch.testing.assert_close(amm.shrink("INV", t), torch.tensor([0.25, 0.5, 1.0, 2.0, 20.0], dtype=D))
+
+
+def test_inv_leaves_its_domain_with_an_error_and_terms_truncate_before():
+    with pytest.raises(MarginsError, match="t: INV is 1 / \\(1 - t\\) and needs t below 1, but t is 4; truncate it"):
+        amm.shrink("INV", torch.tensor([0.5, 4.0]))
+    distances, correct = torch.tensor([3.0, 3.0], dtype=D), torch.tensor([True, False])
+    torch.testing.assert_close(amm.terms("INV", distances, correct, 1.0, 1.0), torch.tensor([0.25, 20.0], dtype=D))
 
 
 @pytest.mark.parametrize("shrinkage", amm.SHRINKAGES)

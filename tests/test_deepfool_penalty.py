@@ -1,13 +1,18 @@
 """AMM's regulariser of a network: the same as the whole attack with its graph, at every turn of it."""
 
+import copy
+from itertools import chain
+
 import pytest
 import torch
 from tiny import CLASSES, D, context, gradients, network, slope
 
+from margins.attacks.deepfool import deepfool
 from margins.errors import MarginsError
-from margins.models import Linear
+from margins.models import Centred, Linear
 from margins.penalties import amm
 from margins.penalties.deepfool import DeepFoolMargin
+from margins.penalties.paths import find
 
 KINDS = [("AVG", "LIN"), ("AVG", "INV"), ("AVG", "EXP"), ("MIN", "LIN"), ("MIN", "INV"), ("MIN", "EXP")]
 
@@ -122,6 +127,79 @@ def test_the_gradient_is_that_of_differences_of_the_attack_itself(nets):
         assert float(along) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("second_order", [True, False])
+@pytest.mark.parametrize("aggregation", ["AVG", "MIN"])
+def test_of_a_curved_model_later_steps_bend_what_earlier_ones_do(aggregation, second_order):
+    """A smooth net, whose second derivatives to the input are not zero, with several steps a sample."""
+    generator = torch.Generator().manual_seed(4)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 12), torch.nn.Tanh(), torch.nn.Linear(12, 3))
+    with torch.no_grad():
+        for parameter in model.to(D).parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 1.6)
+        step = context(model, count=12)
+        model[3].bias -= model(step.x).mean(0)
+        step.y = model(step.x).argmax(1)
+        step.y[::4] = (step.y[::4] + 1) % CLASSES
+    part = DeepFoolMargin(aggregation, "EXP", second_order=second_order)
+    expected, steps = whole(part, model, step.x, step.y, constant=not second_order)
+    assert max(steps) > 2
+    found = part(step, "clean").mean()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    ours, theirs = flat(found, model), flat(expected, model)
+    assert (ours - theirs).abs().max() <= 1e-8 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "modal"])
+def test_without_second_order_gaps_alone_carry_the_gradient(nets, kind):
+    model, y = nets[kind]
+    part, step = DeepFoolMargin("AVG", "EXP", second_order=False), context(model, count=12)
+    step.y = y
+    expected, steps = whole(part, model, step.x, y, constant=True)
+    found = part(step, "clean").mean()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    ours, theirs = flat(found, model), flat(expected, model)
+    assert (ours - theirs).abs().max() <= 1e-8 * theirs.abs().max() and max(steps) > 1
+
+
+def test_paths_are_those_of_the_attack(nets):
+    """The attack of `margins.attacks` walks right and wrong samples one group after the other, class by class."""
+    for model, y in nets.values():
+        x, model = context(model, count=12).x, model.eval()
+        for candidates in (None, 1):
+            attack = {"reference": "correction", "trace": True, "steps": 6, "candidates": candidates}
+            expected = deepfool(model, x, y, **attack).path
+            found = find(model, x, y, 6, 0.02, candidates)
+            moved = torch.zeros_like(x)
+            for step in expected:
+                moved[step.samples] += step.move
+            torch.testing.assert_close(found.moved, moved, rtol=1e-9, atol=1e-12)
+            taken = [zip(*map(torch.Tensor.tolist, (p.samples, p.reference, p.chosen)), strict=True) for p in expected]
+            ours = [zip(*map(torch.Tensor.tolist, (p.samples, p.leave, p.towards)), strict=True) for p in found.steps]
+            assert sorted(chain(*ours)) == sorted(chain(*taken))
+
+
+def test_many_wrong_samples_walk_by_themselves_to_the_same_end(nets):
+    model, y = nets["mlp"]
+    x, wrong = context(model, count=12).x, (y + 1) % CLASSES
+    wrong[:3] = model(x[:3]).argmax(1)
+    together = find(model, x, wrong, 6, 0.02)
+    alone = torch.cat([find(model, one[None], label[None], 6, 0.02).moved for one, label in zip(x, wrong, strict=True)])
+    torch.testing.assert_close(together.moved, alone, rtol=1e-9, atol=1e-12)
+
+
+def test_normalised_distances_are_divided_by_the_length_of_what_the_first_layer_sees(nets):
+    model, y = nets["mlp"]
+    centred = Centred(copy.deepcopy(model), torch.full((1, 4, 4), 0.3, dtype=D))
+    for net, mean in ((model, 0.0), (centred, 0.3)):
+        values = []
+        for normalised in (False, True):
+            step = context(net, count=12)
+            step.y = y
+            values.append(DeepFoolMargin("AVG", "LIN", c=1.0, d=1.0, normalised=normalised)(step, "clean"))
+        sizes = (context(net, count=12).x - mean).flatten(1).norm(dim=1)
+        torch.testing.assert_close(values[1], values[0] / sizes)
+
+
 def test_second_derivatives_matter(nets):
     """Without them the gradient is another one: the comparison with the whole attack would see it."""
     model, y = nets["mlp"]
@@ -181,6 +259,8 @@ def test_a_dead_model_has_no_distance_and_a_finite_gradient():
         ({"c": 0}, "c must be a finite number greater than 0"),
         ({"d": -1.0}, "d must be a finite number greater than 0"),
         ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"candidates": 0}, "candidates must be a whole number of at least 1"),
+        ({"second_order": 2}, "second_order must be one of True, False"),
         ({"overshoot": -0.1}, "overshoot must be a finite number of at least 0"),
     ],
 )

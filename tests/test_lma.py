@@ -14,6 +14,8 @@ from margins.penalties.moving_average import MovingAverage
 class Table:
     """Results of a table whose images are given: row -> column -> (S, N) bool."""
 
+    experiment = EXPERIMENTS[mnist.NAME]
+
     def __init__(self, rows, diverged=()):
         self.rows, self.lost = rows, diverged
 

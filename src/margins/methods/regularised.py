@@ -107,14 +107,15 @@ def amm(coefficient: float = 32.0, loss: Callable[..., Tensor] = CE, **settings)
 
 
 def deep_defense(coefficient: float = 15.0, start: Row | None = None) -> Row:
-    """Deep Defense: AVG+EXP on |D| / |x| (AMM, Eq. 5), 5 epochs at a low rate from a trained network `start`.
+    """Deep Defense: AVG+EXP on |D| / |x| (AMM, Eq. 5), 5 epochs at a low rate from a trained network.
 
-    c, d, steps, recipe: of the released code. Costs as `DeepFoolMargin` with AVG.
+    start: the row that trains it, None where the model is trained already. c, d, steps and recipe are those of the
+    released code. Costs as `DeepFoolMargin` with AVG.
     """
     penalty = DeepFoolMargin("AVG", "EXP", c=25.0, d=5.0, steps=5, normalised=True)
     terms = (Term(CE, "clean"), Term(penalty, "clean", coefficient))
     source = "Yan et al. 2018, Eq. 5; ZiangYan/deepdefense.pytorch"
-    return Row(None, terms, start=start or plain(), recipe=DEEP_DEFENSE, source=source)
+    return Row(None, terms, start=start, recipe=DEEP_DEFENSE, source=source, note="fine-tunes a trained network")
 
 
 def elsayed(gamma: float, coefficient: float = 1.0, **settings) -> Row:

@@ -11,9 +11,11 @@ from functools import partial
 
 import numpy as np
 
-from margins.claims import Difference, Evidence, Missing
+from margins.claims import Evidence, Missing
 from margins.experiments import Results
+from margins.papers import paired
 from margins.papers.lma.mnist import NAME
+from margins.papers.paired import share
 
 LMA, ALONE, SCALED = "LMA-AT", "LMA-AT, tau 0", "LMA-AT, tau 0, scaled beta"
 BASELINES = ("AT", "TRADES", "MART")
@@ -29,45 +31,19 @@ def collapsed(results: Results, row: str, column: str = "clean") -> np.ndarray:
     return 100.0 * results.samples(row, column).mean(1) < COLLAPSED
 
 
-def share(results: Results, row: str, *columns: str) -> np.ndarray:
-    """(S, N) the mean of columns an image, in %, on the images that all of them have; nan where a seed diverged."""
-    found = [results.samples(row, column) for column in columns]
-    images = min(column.shape[1] for column in found)
-    return 100.0 * np.mean([column[:, :images].astype(float) for column in found], axis=0)
-
-
 def gap(results: Results, row: str, *, attack: str) -> np.ndarray:
     """(S, N) clean minus robust accuracy an image, in points."""
     robust = results.samples(row, attack)
     return 100.0 * (results.samples(row, "clean")[:, : robust.shape[1]].astype(float) - robust)
 
 
-def difference(
-    results: Results, label: str, one: str, other: str, measure, relation: str, delta: float = 0.0
-) -> Difference:
-    """`measure(results, row)` (S, N) of one row minus that of another, paired by seed and image.
+def difference(results: Results, label: str, one: str, other: str, measure, relation: str, delta: float = 0.0):
+    """`paired.difference` of two rows of the table, in which a seed that collapsed is lost as one that diverged."""
+    return paired.difference(label, (results, one), (results, other), measure, relation, delta, lost=_lost)
 
-    A seed that collapsed is lost as one that diverged.
-    """
-    lost = [results.diverged(row) | collapsed(results, row) for row in (one, other)]
-    kept = ~(lost[0] | lost[1])
-    values = np.full(len(kept), np.nan)
-    images = None
-    if kept.any():
-        apart = (measure(results, one) - measure(results, other))[kept]
-        values[kept], images = apart.mean(1), apart.mean(0)
-    return Difference(
-        f"{one} - {other}, {label}",
-        values,
-        relation,
-        delta,
-        pool=(NAME, label),
-        unit="points",
-        images=images,
-        resolution=0.0 if images is None else 100 / len(images),
-        failed=int(lost[0].sum()),
-        opposed=int(lost[1].sum()),
-    )
+
+def _lost(results: Results, row: str) -> np.ndarray:
+    return results.diverged(row) | collapsed(results, row)
 
 
 def _gaps(attack: str):

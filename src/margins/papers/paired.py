@@ -1,0 +1,64 @@
+"""Differences between two rows of tables, paired by seed and image: what most claims are read from."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from margins.claims import Difference
+from margins.experiments import Results
+
+#: A row of an experiment's results.
+Of = tuple[Results, str]
+#: (results, row) -> (S, N), a number a seed and image; nan where a seed diverged.
+Measure = Callable[[Results, str], np.ndarray]
+
+
+def share(results: Results, row: str, *columns: str) -> np.ndarray:
+    """(S, N) the mean of columns an image, in %, on the images that all of them have; nan where a seed diverged."""
+    found = [results.samples(row, column) for column in columns]
+    images = min(column.shape[1] for column in found)
+    return 100.0 * np.mean([column[:, :images].astype(float) for column in found], axis=0)
+
+
+def worst(results: Results, row: str, *columns: str) -> np.ndarray:
+    """(S, N) in % whether an image withstood all of some attacks on the same images; nan where a seed diverged."""
+    return 100.0 * np.min([results.samples(row, column).astype(float) for column in columns], axis=0)
+
+
+def difference(
+    label: str,
+    one: Of,
+    other: Of | float,
+    measure: Measure,
+    relation: str,
+    delta: float = 0.0,
+    *,
+    unit: str = "points",
+    lost: Callable[[Results, str], np.ndarray] | None = None,
+) -> Difference:
+    """`measure` of one row minus that of another, or minus a number, paired by seed and image.
+
+    lost: (results, row) -> (S,), the seeds that count as diverged, by default those that did. Accuracies are in points,
+    of which an image is the smallest step; lengths have none. Differences with the same first experiment and label pool
+    their variances.
+    """
+    rows = [one] if isinstance(other, float) else [one, other]
+    gone = [results.diverged(row) if lost is None else lost(results, row) for results, row in rows]
+    kept = ~np.any(gone, axis=0)
+    values, images = np.full(len(kept), np.nan), None
+    if kept.any():
+        apart = (measure(*one) - (other if isinstance(other, float) else measure(*other)))[kept]
+        values[kept], images = apart.mean(1), apart.mean(0)
+    against = f"{other:g}" if isinstance(other, float) else other[1]
+    return Difference(
+        f"{one[1]} - {against}, {label}",
+        values,
+        relation,
+        delta,
+        pool=(one[0].experiment.name, label),
+        unit=unit,
+        images=images,
+        resolution=100 / len(images) if unit == "points" and images is not None else 0.0,
+        failed=int(gone[0].sum()),
+        opposed=0 if len(gone) == 1 else int(gone[1].sum()),
+    )
