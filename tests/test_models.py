@@ -61,7 +61,10 @@ def test_initial_weights_have_the_stated_spread():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: build("resnet", classes=2), "no model is called 'resnet'; there are: cnn, convnet, densenet-cifar, lenet"),
+        (
+            lambda: build("resnet", classes=2),
+            "no model is called 'resnet'; there are: cnn, convnet, densenet-cifar, lenet",
+        ),
         (lambda: build("mlp", inputs=2, classes=3), "missing a required argument: 'hidden'"),
         (lambda: build("linear", inputs=2, classes=3, width=4), "unexpected .* 'width'.*inputs, classes, bias"),
         (lambda: Linear(0, 2), "inputs must be a whole number of at least 1, but is 0"),

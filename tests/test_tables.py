@@ -151,6 +151,7 @@ def test_lost_weights_are_trained_again_to_the_same(make, monkeypatch, capsys):
 
 def test_settings_of_the_training_change_all_keys_and_those_of_a_column_its_own(make):
     made, _, _ = make
+
     def parts(experiment):
         return {(unit.row, unit.seed, unit.part): unit.key for unit in experiment.units("quick")}
 

@@ -89,6 +89,19 @@ class Job:
         """Whether the weights are not in the cache, so that they must be trained, again if they were before."""
         return not self._path(self.row, self.unit.seed).exists()
 
+    def model(self, weights: str) -> tuple[nn.Module, dict[str, Any]]:
+        """The network with its "best" or "last" weights, in evaluation mode, and what the cache has beside them.
+
+        That is the "status" of the training, "done" or "diverged", its "curves", and the "digest" of all weights. Trains
+        the network where the cache does not have it.
+        """
+        kept = self._weights(self.row, self.unit.seed)
+        return self._with(kept[weights]), kept
+
+    def images(self, split: str, count: int) -> Data:
+        """The first images of the table's permutation of "test" or "train", as the network sees them."""
+        return self.recipe.seen(self._loaded(split, count))
+
     def evaluation(self) -> Outcome:
         """Attack the best or the last weights on test images. Every column of a diverged row is nan.
 
@@ -107,11 +120,10 @@ class Job:
             names = [*["clean"] * config["first"], *config["attacks"], *distances, *[DEEPFOOL] * ("deepfool" in config)]
             metrics = {f"{name}{ending}": math.nan for name in names}
             return Outcome(metrics, status="diverged", facts=facts, seconds=0.0)
-        model = self._model(self.row, unit.seed)
-        model.load_state_dict(kept[config["weights"]])
+        model = self._with(kept[config["weights"]])
         most = config["size"] if split == "train" else len(datasets.load(config["data"], split).y)
         images = config["images"] or most  # all of them in that order too
-        test = self.recipe.seen(self._loaded(split, images))
+        test = self.images(split, images)
         # other code or other weights go on from nothing, and would be refused
         name = _hash([identity.code(), kept["digest"]])
         resume = self.checkpoint.path.with_name(f"{unit.key}-{name}.npz")
@@ -119,7 +131,7 @@ class Job:
         heavy = any(given["attack"] == "autoattack" for given in config["attacks"].values())
         with _stopping(model, self.checkpoint), _exact():
             result = evaluate(
-                model.eval(), test.x.to(self.device), test.y.to(self.device), norm=self.threat.norm,
+                model, test.x.to(self.device), test.y.to(self.device), norm=self.threat.norm,
                 eps=self.threat.eps, attacks=self._attacks(config["attacks"]), margins=self._distances(config),
                 batch_size=AUTOATTACK_BATCH if heavy else BATCH, seed=unit.seed, resume=resume,
             )  # fmt: skip
@@ -130,7 +142,7 @@ class Job:
             del withstood["clean"]
         metrics = {f"{name}{ending}": 100 * kept.double().mean().item() for name, kept in withstood.items()}
         distances = {f"{name}{ending}": one.values for name, one in result.margins.items()}
-        metrics |= {name: values.abs().mean().item() for name, values in distances.items()}
+        metrics |= {name: values[values.isfinite()].abs().mean().item() for name, values in distances.items()}
         metrics[f"images of {unit.part}"] = len(test.x)
         facts |= {f"{FAILED}{unit.part}": "; ".join(one.name for one in result.failed)}
         arrays = {f"{name}{ending}": kept.numpy() for name, kept in withstood.items()}
@@ -175,6 +187,12 @@ class Job:
         if self.unit.config.get("centre"):
             model = models.Centred(model, self.recipe.seen(self._data()[0]).x.mean(0).cpu())
         return (model if row.head is None else row.head.put_on(model)).to(self.device)
+
+    def _with(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The row's network with these weights, in evaluation mode."""
+        model = self._model(self.row, self.unit.seed)
+        model.load_state_dict(state)
+        return model.eval()
 
     def _train(self, row: Row) -> dict[int, dict[str, Any]]:
         """Train a row, after the row that it starts from, and write each seed's weights: in one file, or not at all."""
