@@ -15,38 +15,46 @@ from margins.training import Recipe
 
 #: Pixels a side after enlarging, and as the nets see them (section 4.1.2).
 ENLARGED, SIDE = 36, 32
-#: Images held out of the training ones, and as many as the paper's for the search; the last weights are evaluated.
+#: Images held out of the training ones, and of those of the search, as many as the paper's.
 VALIDATION, SEARCHED = 500, 5000
 SEEDS = (0, 1, 2)
 #: The ball of the robust accuracy that comes with an evaluation; the tables have none.
 THREAT = Threat(norm=2, eps=0.25, step_size=0.05, steps=10)
 #: How many of CIFAR-100's classes the regulariser looks at: DeepFool's released code has this; the paper is silent.
 CANDIDATES = 10
-#: The shares of images and epochs at the scale gpu.
+#: Images at the scale gpu, and its share of the epochs.
 GPU_IMAGES, GPU_EPOCHS = 20_000, 0.25
 REFERENCE, ON, OURS = "reference", "reference, trained on", "MIN+EXP"
+#: What an image and epoch of MIN+EXP is worth in forwards, by the number of classes: `margins.training.cost` of the
+#: ConvNet when it has 62 % and 46 % of some training images right. With fewer errors it is less.
+FORWARDS = {10: 28.6, 100: 31.5}
 
 
 @dataclass(frozen=True)
 class Net:
-    """A net of the tables: its model, and the milliseconds of a forward of one image on a thread of a server's CPU.
+    """A net of the tables: its model, and the milliseconds of a forward of one image on one thread of a server's CPU.
 
-    That is a third of what an image takes in a plain training, in batches of 50, measured beside other work.
+    That is a third of what an image takes in a plain training step. normed: whether it has BatchNorm, which AMM freezes.
     """
 
     model: Mapping[str, Any]
     ms: float
-    #: Whether it has BatchNorm, which AMM freezes.
     normed: bool = False
+
+    def minutes(self, forwards: float, images: int, epochs: int = 1) -> float:
+        """Of so many forwards an image and epoch, on one thread."""
+        return self.ms * forwards * images * epochs / 60_000
 
 
 @dataclass(frozen=True)
 class Images:
-    """A data set of the tables: its name in experiments, in `margins.datasets`, and whether images are flipped."""
+    """A data set of the tables: its name in experiments and in `margins.datasets`, whether images are flipped, its nets
+    by the paper's names."""
 
     name: str
     data: str
     flip: bool
+    nets: Mapping[str, Net]
 
     @property
     def classes(self) -> int:
@@ -57,24 +65,29 @@ class Images:
         """To train on, at the scale paper."""
         return datasets.SETS[self.data][1][0] - VALIDATION
 
+    def model(self, net: str) -> dict[str, Any]:
+        """What `models.build` is asked for."""
+        return {**self.nets[net].model, "shape": (3, SIDE, SIDE), "classes": self.classes}
 
-#: By the paper's names.
+    def experiment(self, net: str) -> str:
+        """Its name, as amm/cifar10-lenet."""
+        return f"amm/{self.name}-{net.lower()}"
+
+
 NETS = {
-    "LeNet": Net({"name": "convnet"}, 0.33),
-    "NIN": Net({"name": "nin"}, 5.1),
-    "LiuNet": Net({"name": "liunet"}, 4.0),
-    "ResNet-20": Net({"name": "resnet-cifar", "depth": 20}, 1.0, normed=True),
-    "ResNet-56": Net({"name": "resnet-cifar", "depth": 56}, 3.0, normed=True),
-    "DenseNet-40": Net({"name": "densenet-cifar"}, 5.0, normed=True),
+    "LeNet": Net({"name": "convnet"}, 0.24),
+    "NIN": Net({"name": "nin"}, 4.8),
+    "LiuNet": Net({"name": "liunet", "variant": "cifar10"}, 5.6),
+    "ResNet-20": Net({"name": "resnet-cifar", "depth": 20}, 1.1, normed=True),
+    "ResNet-56": Net({"name": "resnet-cifar", "depth": 56}, 3.5, normed=True),
+    "DenseNet-40": Net({"name": "densenet-cifar"}, 10.8, normed=True),
 }
+WIDER = NETS | {"LiuNet": Net({"name": "liunet", "variant": "cifar100"}, 18.7)}
 SETS = {
-    "CIFAR-10": Images("cifar10", "cifar10", flip=True),
-    "CIFAR-100": Images("cifar100", "cifar100", flip=True),
-    "SVHN": Images("svhn", "svhn-extra", flip=False),
+    "CIFAR-10": Images("cifar10", "cifar10", True, NETS),
+    "CIFAR-100": Images("cifar100", "cifar100", True, WIDER),
+    "SVHN": Images("svhn", "svhn-extra", False, NETS),
 }
-#: Forwards' worth a sample and step of MIN+EXP, by the number of classes: `margins.training.cost` of the ConvNet after
-#: some epochs on a few thousand images. It is less with fewer errors.
-FORWARDS = {10: 28.0, 100: 50.0}
 
 
 def settings() -> dict[tuple[str, str], dict[str, str]]:
@@ -93,6 +106,16 @@ def recipe(line: Mapping[str, str], flip: bool, **given) -> Recipe:
     return Recipe(**told, select_every=max(1, told["epochs"] // 40))
 
 
+def scales(line: Mapping[str, str], flip: bool, images: int) -> dict[str, tuple[int, Recipe]]:
+    """quick: whether it runs; gpu: a part of the images and epochs; paper: all of them."""
+    epochs = round(GPU_EPOCHS * int(line["epochs"]))
+    return {
+        "quick": (20, recipe(line, flip, epochs=1, batch_size=10)),
+        "gpu": (GPU_IMAGES, recipe(line, flip, epochs=epochs)),
+        "paper": (images, recipe(line, flip)),
+    }
+
+
 def rows(net: Net, classes: int, scratch: bool) -> dict[str, Row]:
     """What is compared: trained from scratch, or from the reference, whose BatchNorm layers then stay as they are.
 
@@ -107,54 +130,32 @@ def rows(net: Net, classes: int, scratch: bool) -> dict[str, Row]:
 
 
 def forwards(row: str, classes: int) -> float:
-    """A sample and step's worth of forwards."""
+    """What an image and epoch is worth."""
     return FORWARDS[classes] if row == OURS else 3.0
 
 
-def minutes(net: Net, forwards: float, images: int, epochs: float = 1) -> float:
-    """Of so many forwards an image and epoch, on one thread."""
-    return net.ms * forwards * images * epochs / 60_000
-
-
-def model(net: str, classes: int) -> dict[str, Any]:
-    """What `models.build` is asked for; CIFAR-100 has its own LiuNet."""
-    variant = {"variant": "cifar100" if classes == 100 else "cifar10"} if net == "LiuNet" else {}
-    return {**NETS[net].model, **variant, "shape": (3, SIDE, SIDE), "classes": classes}
-
-
-def name(data: str, net: str) -> str:
-    """Of the experiment, as amm/cifar10-lenet."""
-    return f"amm/{SETS[data].name}-{net.lower()}"
-
-
 def _register(data: str, net: str, line: Mapping[str, str], number: int) -> None:
-    of, images = NETS[net], SETS[data]
-    paper = recipe(line, images.flip)
-    scales = {
-        "quick": (50, recipe(line, images.flip, epochs=1, batch_size=25)),
-        "gpu": (GPU_IMAGES, recipe(line, images.flip, epochs=round(GPU_EPOCHS * paper.epochs))),
-        "paper": (images.images, paper),
-    }
+    of, images = SETS[data].nets[net], SETS[data]
     compared = rows(of, images.classes, line["from_scratch"] == "yes")
+    sizes = scales(line, images.flip, images.images)
     mean = sum(forwards(row, images.classes) for row in compared) / len(compared)
-    tested = minutes(of, 3 * images.classes, datasets.SETS[images.data][1][1])  # some three steps, over all classes
+    tested = of.minutes(3 * images.classes, datasets.SETS[images.data][1][1])  # some three steps over all classes
     table(
-        name(data, net),
+        images.experiment(net),
         title=f"AMM on {data} with {net}",
         source=f"AMM, section 4.4, Table {number}; Appendix, Table 2",
-        model=model(net, images.classes),
+        model=images.model(net),
         data=images.data,
         validation=VALIDATION,
         threat=THREAT,
         rows=compared,
         columns={"test": Columns(FGSM, weights="last", deepfool={})},
-        scales=scales,
-        images={"quick": {"test": 10}},
+        scales=sizes,
+        images={"quick": {"test": 4}},
         seeds=SEEDS,
         minutes={
-            scale: {"training": minutes(of, mean, size, given.epochs), "test": tested}
-            for scale, (size, given) in scales.items()
-            if scale != "quick"
+            scale: {"training": of.minutes(mean, sizes[scale][0], sizes[scale][1].epochs), "test": tested}
+            for scale in ("gpu", "paper")
         },
         centre=True,
         resize=ENLARGED,
@@ -163,33 +164,27 @@ def _register(data: str, net: str, line: Mapping[str, str], number: int) -> None
 
 LINES = settings()
 for number, data in enumerate(SETS, 4):
-    for net in NETS:
+    for net in SETS[data].nets:
         _register(data, net, LINES[data, net], number)
 
 #: "lambda, c and d are casually tuned on the held-out validation set" (section 4.4.2): of the ConvNet on CIFAR-10.
 SEARCH = "amm/cifar10-search"
-_line = LINES["CIFAR-10", "LeNet"]
-_scales = {
-    "quick": (50, recipe(_line, True, epochs=1, batch_size=25)),
-    "gpu": (GPU_IMAGES, recipe(_line, True, epochs=round(GPU_EPOCHS * int(_line["epochs"])))),
-    "paper": (SETS["CIFAR-10"].images + VALIDATION - SEARCHED, recipe(_line, True)),
-}
+_sizes = scales(LINES["CIFAR-10", "LeNet"], True, SETS["CIFAR-10"].images + VALIDATION - SEARCHED)
 tuning(
     SEARCH,
     title="AMM's lambda, c and d on held-out images of CIFAR-10, with its LeNet",
     source="AMM, section 4.4.2",
     candidates=grid({"coefficient": [8.0, 32.0], "c": [2.0, 10.0], "d": [1.0, 5.0]}),
     row=methods.amm,
-    model=model("LeNet", 10),
+    model=SETS["CIFAR-10"].model("LeNet"),
     data="cifar10",
     validation=SEARCHED,
     threat=THREAT,
-    scales=_scales,
+    scales=_sizes,
     seeds=(100, 101),
     minutes={
-        scale: minutes(NETS["LeNet"], FORWARDS[10], size, given.epochs)
-        for scale, (size, given) in _scales.items()
-        if scale != "quick"
+        scale: NETS["LeNet"].minutes(FORWARDS[10], _sizes[scale][0], _sizes[scale][1].epochs)
+        for scale in ("gpu", "paper")
     },
     centre=True,
     resize=ENLARGED,
