@@ -44,6 +44,11 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return _others(logits, y).amax(1) - _own(logits, y)
 
 
+def hinge(logits: Tensor, y: Tensor) -> Tensor:
+    """max(0, 1 + max over j != y of f_j - f_y): the hinge loss for several classes (Crammer and Singer 2001)."""
+    return (1 + margin(logits, y)).clamp(min=0)
+
+
 def cw(logits: Tensor, y: Tensor, kappa: float = 0.0) -> Tensor:
     """-max(f_y - max over j != y of f_j + kappa, 0): the "CW loss" of PGD evaluations, where kappa is 50.
 

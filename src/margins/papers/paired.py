@@ -6,6 +6,7 @@ import numpy as np
 
 from margins.claims import Difference
 from margins.experiments import Results
+from margins.intervals import Interval, of_mean
 
 #: A row of an experiment's results.
 Of = tuple[Results, str]
@@ -62,3 +63,14 @@ def difference(
         failed=int(gone[0].sum()),
         opposed=0 if len(gone) == 1 else int(gone[1].sum()),
     )
+
+
+def mean(results: Results, row: str, measure: Measure, unit: str = "points") -> Interval:
+    """The interval of a row's mean over seeds and images; of its seeds that did not diverge."""
+    values = measure(results, row)[~results.diverged(row)]
+    return of_mean(values.mean(1), values.mean(0), 100 / values.shape[1] if unit == "points" else 0.0)
+
+
+def said(interval: Interval, digits: int = 2) -> str:
+    """A mean and half of its interval, as 1.79 ± 0.06, on one line."""
+    return f"{interval.estimate:.{digits}f}\u00a0±\u00a0{interval.high - interval.estimate:.{digits}f}"

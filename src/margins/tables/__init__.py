@@ -117,9 +117,9 @@ def table(
     A row's and seed's records: "training" has the curves and what was chosen; each column's has, by the name of the
     attack, the robust accuracy in % and per image whether it withstood, and "clean"; the distances of minimum-norm
     attacks as "NAME distance", and DeepFool's as "DeepFool distance", their mean in input units and per image, negative
-    for an image that was wrong, infinite where none was found. The mean is over lengths, whatever the sign. Names of an evaluation of the last weights
-    end with ", last", on training images with ", train" before that. The weights lie in the cache;
-    where they are missing there, the row is trained again.
+    for an image that was wrong, infinite where none was found; the mean is over the lengths of those that were. Names
+    of an evaluation of the last weights end with ", last", on training images with ", train" before that. The weights
+    lie in the cache; where they are missing there, the row is trained again.
     """
 
     _check(data, validation, scales, model, resize)

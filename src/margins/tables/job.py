@@ -92,8 +92,8 @@ class Job:
     def model(self, weights: str) -> tuple[nn.Module, dict[str, Any]]:
         """The network with its "best" or "last" weights, in evaluation mode, and what the cache has beside them.
 
-        That is the "status" of the training, "done" or "diverged", its "curves", and the "digest" of all weights. Trains
-        the network where the cache does not have it.
+        That is the "status" of the training, "done" or "diverged", its "curves", and the "digest" of all weights.
+        Trains the network where the cache does not have it.
         """
         kept = self._weights(self.row, self.unit.seed)
         return self._with(kept[weights]), kept
