@@ -21,7 +21,7 @@ from margins.training import Recipe, train
 NAMES = """ST; AT; TRADES; MART; ALP; MAIL-AT; MAIL-TRADES; MAIL-MART; GAIRAT; AT+HE; TRADES+HE; ALP+HE; L-Softmax;
 AT+L-Softmax; IGR; AT+IGR; TRADES+IGR; AT+EMR; TRADES+EMR; MART+EMR; MAIL-AT+EMR; MAIL-TRADES+EMR; LMA-AT;
 Standard AT+Ours; TRADES+Ours; MART+Ours; Standard AT+L'; TRADES+L'; MART+L'; LMA-AT (A); LMA-AT (A'); LMA-AT (B);
-LMA-AT (C); LMA-AT (D); MMA; AMM"""
+LMA-AT (C); LMA-AT (D); MMA; AMM; AMM, first order"""
 
 
 def data(shape):

@@ -19,7 +19,7 @@ from margins.methods.baselines import (
     trades,
 )
 from margins.methods.craft import PGD
-from margins.methods.regularised import amm, at_emr, deep_defense, emr, igr, lma_at, ours
+from margins.methods.regularised import amm, at_emr, emr, igr, lma_at, ours
 from margins.methods.rows import Row
 
 #: Where EMR's paper drops its coefficient in TRADES's 130 epochs, and its code in MAIL's 100.
@@ -80,5 +80,4 @@ METHODS: dict[str, Row] = {
     "MMA": mma(),
     "AMM": amm(),
     "AMM, first order": amm(second_order=False),
-    "Deep Defense": deep_defense(),
 }
