@@ -34,7 +34,7 @@ FORWARDS = {10: 28.6, 100: 31.5}
 class Net:
     """A net of the tables: its model, and the milliseconds of a forward of one image on one thread of a server's CPU.
 
-    That is a third of what an image takes in a plain training step. normed: whether it has BatchNorm, which AMM freezes.
+    That is a third of its plain training step. normed: whether it has BatchNorm, which AMM freezes.
     """
 
     model: Mapping[str, Any]
