@@ -235,6 +235,45 @@ def test_single_samples_add_up_without_an_aggregation():
     assert not part.batch_wide and DeepFoolMargin("MIN").batch_wide
 
 
+class Slow(torch.autograd.Function):
+    """A ReLU whose backward is its own, as of an extension."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (x > 0)
+
+
+def test_a_backward_of_the_models_own_is_asked_class_by_class(nets):
+    model, y = nets["mlp"]
+    own = copy.deepcopy(model)
+    own.features = lambda x: Slow.apply(own.hidden[1](Slow.apply(own.hidden[0](x.flatten(1)))))
+    values = []
+    for net in (model, own):
+        step = context(net, count=12)
+        step.y = y
+        value = DeepFoolMargin("AVG", "EXP")(step, "clean").mean()
+        values.append((value.detach(), flat(value, net)))
+    for ours, theirs in zip(*values, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_tie_has_no_length_and_a_finite_gradient():
+    model = Linear(16, CLASSES).to(D)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.arange(CLASSES * 16).reshape(CLASSES, 16) % 7)
+        model.head.bias.copy_(-model.head.weight.sum(1) / 2)
+    step = context(model, count=1)
+    step.x, step.y = torch.full_like(step.x, 0.5), torch.tensor([1])  # all logits are 0
+    value = DeepFoolMargin("AVG", "LIN")(step, "clean").sum()
+    assert value == 0 and all(g.isfinite().all() for g in gradients(value, model))
+
+
 def test_a_diverged_model_gives_nan_and_no_error():
     model = network("mlp")
     with torch.no_grad():

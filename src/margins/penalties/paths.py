@@ -145,13 +145,18 @@ def nearest(logits: Tensor, point: Tensor, leave: Tensor, towards: Tensor) -> tu
 
 
 def _gradients(logits: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-    """The gradients (C, n, ...) to point of direction (C, n, K) times logits."""
+    """The gradients (C, n, ...) to point of direction (C, n, K) times logits, all at once where `torch.vmap` can."""
 
     def gradient(along: Tensor) -> Tensor:
         settings = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
         return torch.autograd.grad(logits, point, along, **settings)[0]
 
-    return torch.vmap(gradient)(direction) if len(direction) > 1 else gradient(direction[0])[None]
+    if len(direction) > 1:
+        try:
+            return torch.vmap(gradient)(direction)
+        except RuntimeError:  # a backward of the model's own that has no rule for it
+            pass
+    return torch.stack([gradient(along) for along in direction])
 
 
 def lengths(model: nn.Module, paths: Paths, chosen: Tensor, second_order: bool = True) -> Tensor:
@@ -170,7 +175,7 @@ def lengths(model: nn.Module, paths: Paths, chosen: Tensor, second_order: bool =
     steps = [step for step in (step.of(place[step.samples] >= 0) for step in paths.steps) if len(step.samples)]
     moved = paths.moved[chosen]
     size = length(moved, 2)
-    u = moved / column(size, moved)
+    u = moved / column(size.clamp(min=torch.finfo(size.dtype).tiny), moved)  # a tie has length 0, and no direction
     if not steps:
         return size
     later, seen = [], torch.zeros_like(chosen, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""AMM without high-order gradients, with the hinge loss, and Deep Defense: other ways to train Table 1's MLP."""
+"""Other ways to train Table 1's MLP: first order, the hinge loss, Deep Defense, other strengths of the regulariser."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from margins.papers.amm.mnist_evidence import OURS, deepfool, error, race
 from margins.papers.amm.mnist_evidence import REFERENCE as PLAIN
 from margins.papers.paired import difference
 
-GRADIENTS, HINGE, DEFENSE = "amm/gradients", "amm/hinge", "amm/deep-defense"
+GRADIENTS, HINGE, DEFENSE, STRENGTH = "amm/gradients", "amm/hinge", "amm/deep-defense", "amm/strength"
 FIRST, ON, DEFENDED = "MIN+EXP, first order", "reference, fine-tuned", "Deep Defense"
 
 register(
@@ -41,6 +41,20 @@ register(
     "Deep Defense on MNIST",
     "AMM, section 3.1; Yan et al. 2018",
     minutes=2,
+)
+#: MIN keeps a tenth of the correct samples of a batch at most, so that its lambda weighs a tenth of AVG's, and its c
+#: differs too: rows in which each has the other's strength.
+OTHER_STRENGTHS = {
+    "MIN+EXP, lambda 320": methods.amm(320.0, aggregation="MIN", shrinkage="EXP", c=2.0, d=1.0),
+    "AVG+EXP, lambda 3.2": methods.amm(3.2, aggregation="AVG", shrinkage="EXP", c=2.0, d=2.0),
+    "MIN+LIN, c 4": methods.amm(1.0, aggregation="MIN", shrinkage="LIN", c=4.0, d=4.0),
+}
+register(
+    STRENGTH,
+    OTHER_STRENGTHS,
+    "AMM's aggregations at each other's strength on MNIST",
+    "AMM, section 3.3.3, Table 1",
+    minutes=8,
 )
 
 
