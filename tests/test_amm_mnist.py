@@ -111,6 +111,13 @@ def test_numbers_are_compared_with_the_published_tables():
     np.testing.assert_allclose([part.values[0] for part in gains], 0.5 - np.array(printed))
 
 
+def test_the_numbers_of_the_papers_text_are_those_of_its_settings():
+    few, whole = read("amm-f4-numbers", less_data_third={"MIN+EXP": net(2)}, aggregation={"reference": net(2)})
+    np.testing.assert_allclose([few.values[0], whole.values[0]], [2 - 1.54, 2 - 1.81])
+    (part,) = read("amm-t2-number-without-high-order", gradients={variants.FIRST: net(2)})
+    np.testing.assert_allclose(part.values, 2 - 1.46)
+
+
 def test_larger_margins_are_asked_of_both_attacks_and_both_nets():
     rows = {"reference": net(2, 1.0), "MIN+EXP": net(2, 2.0, 0.9)}
     parts = read("amm-t3-margin-larger", aggregation=rows, lenet=rows)

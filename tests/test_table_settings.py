@@ -123,7 +123,7 @@ def test_a_share_of_labels_is_no_more_than_all(made):
 def test_centred_needs_a_head_and_initial_weights_have_names():
     with pytest.raises(MarginsError, match="net must have a last layer called head, which Flatten lacks"):
         Centred(nn.Flatten(), torch.zeros(1))
-    with pytest.raises(MarginsError, match="initial must be one of uniform, he, but is 'normal'"):
+    with pytest.raises(MarginsError, match="initial must be one of 'uniform', 'he', but is 'normal'"):
         models.build("mlp", inputs=4, hidden=(3,), classes=2, initial="normal")
     wide = models.build("mlp", inputs=400, hidden=(500,), classes=2, initial="he")
     assert wide.hidden[0].weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.01)

@@ -1,5 +1,6 @@
 """ImageNet's nets of AMM's Table 7: torchvision's and timm's, normalised input, their weights if asked for."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,7 @@ class Normalised(nn.Module):
         return (x - self.mean) / self.deviation
 
 
-class OfImageNet(OfImages):
+class OfImageNet(OfImages, ABC):
     """A published network: normalised pixels, the network's own layers up to the pooled features, its linear `head`.
 
     Takes x (B, *shape) in [0, 1], shape (3, H, W) with H and W of 32 or more, and returns logits (B, classes).
@@ -72,9 +73,9 @@ class OfImageNet(OfImages):
         setattr(net, self.last, nn.Identity())
         self.body = nn.Sequential(Normalised(), net)
 
+    @abstractmethod
     def _published(self, classes: int) -> tuple[nn.Module, str]:
         """The library's network, and the address of its weights, whose name ends with the beginning of their digest."""
-        raise NotImplementedError
 
 
 class ResNet18(OfImageNet):

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from margins import checks
 from margins.errors import MarginsError
 from margins.models.layers import draw
 from margins.models.linear import check_sizes, dense, flatten
@@ -34,8 +35,7 @@ class MLP(nn.Module):
     ):
         if isinstance(hidden, str) or not isinstance(hidden, Sequence):
             raise MarginsError(f"hidden must be a list of layer sizes such as (16, 16), but is {hidden!r}")
-        if initial not in INITIAL:
-            raise MarginsError(f"initial must be one of {', '.join(INITIAL)}, but is {initial!r}")
+        checks.choice("initial", initial, INITIAL)
         check_sizes(inputs=inputs, classes=classes, **{f"hidden[{i}]": size for i, size in enumerate(hidden)})
         super().__init__()
         generator = generator or torch.Generator().manual_seed(0)

@@ -93,15 +93,15 @@ class _Together(Loop):
 
     def run(self, checkpoint: Checkpoint | None, progress: Callable[[str], None]) -> list[Trained]:
         self._go(checkpoint, progress)
-        return [self._trained(run) for run in range(len(self.models))]
+        seconds = self.seconds / len(self.models)
+        return [self._trained(run, seconds) for run in range(len(self.models))]
 
-    def _trained(self, run: int) -> Trained:
+    def _trained(self, run: int, seconds: float) -> Trained:
         status = "done" if self.ended[run] is None else "diverged"
         end, selection = self.ended[run] or self._end(run), self.selections[run]
         self.models[run].load_state_dict(end["model"])
         self.models[run].eval()
         best = selection.weights or end["last"]
-        seconds = self.seconds / len(self.models)
         return Trained(best, end["last"], status, self.curves[run], selection.epoch or end["epoch"], seconds)
 
     def _end(self, run: int) -> dict[str, Any]:

@@ -62,6 +62,13 @@ def printed(table: str, **row: str) -> float:
     return float(value)
 
 
+def stated(setting: str) -> float:
+    """The number that begins what the paper's text says of a setting, the one whose name contains these words."""
+    rows = published("amm", "settings")
+    (value,) = rows[rows["setting"].str.contains(setting, regex=False)]["value"]
+    return float(value.split()[0])
+
+
 def _lower(experiment: str, pairs, label: str = "error", measure: Measure = error) -> Evidence:
     """That the first of each pair of rows has the lower error."""
 
