@@ -2,17 +2,16 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from margins.checkpoints import Checkpoint
 from margins.claims import Check, Evidence
-from margins.experiments import Experiment, Outcome, Unit, register
+from margins.experiments import Outcome
 from margins.models import MLP, Linear
 from margins.papers.amm.partition import distances, draw, grid, violations
+from margins.papers.measured import measured
 from margins.training.plain import fit
 
 NAME = "amm/generalisation"
@@ -131,26 +130,13 @@ _ROWS: dict[str, tuple[Callable, dict]] = {
     "covering numbers": (covering, {"points": 400, "delta": 0.05, "steps": 1000, "seeds": (0,)}),
 }
 
-
-def _generalisation(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
-    (unit,) = units
-    measure, _ = _ROWS[unit.row]
-    outcome = measure(seed=unit.seed, **unit.config)
-    return [replace(outcome, metrics={name: float(value) for name, value in outcome.metrics.items()})]
-
-
-register(
-    Experiment(
-        name=NAME,
-        title="Margins, robust partitions and the generalization bound, in the plane",
-        source="AMM, section 3.2, Theorems 3.1 and 3.2",
-        rows={row: settings for row, (_, settings) in _ROWS.items()},
-        scales={"quick": {}},
-        seeds=(0, 1, 2),
-        run=_generalisation,
-        revisions={"generalisation": 1},
-        minutes={"quick": 0.1},
-    )
+measured(
+    _ROWS,
+    name=NAME,
+    title="Margins, robust partitions and the generalization bound, in the plane",
+    source="AMM, section 3.2, Theorems 3.1 and 3.2",
+    revisions={"generalisation": 1},
+    minutes=0.1,
 )
 
 

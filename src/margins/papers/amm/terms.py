@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from margins import datasets
-from margins.checkpoints import Checkpoint
 from margins.claims import Check, Difference, Evidence
-from margins.experiments import Experiment, Outcome, Unit, register
 from margins.models import MLP
 from margins.papers.amm.min_lin import against_svm, descent
 from margins.papers.amm.second_order import OVERSHOOT, attack, gradient, regulariser
 from margins.papers.amm.theory import FACTORS
+from margins.papers.measured import measured
 from margins.penalties import amm
 from margins.penalties.deepfool import DeepFoolMargin
 from margins.training.plain import fit
@@ -87,25 +86,13 @@ _ROWS: dict[str, tuple[Callable, dict]] = {
     "who dominates": (far_tenth, {**_NET, "batch": 200, "seeds": (0, 1, 2, 3, 4)}),
 }
 
-
-def _terms(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
-    (unit,) = units
-    measure, _ = _ROWS[unit.row]
-    return [Outcome({name: float(value) for name, value in measure(seed=unit.seed, **unit.config).items()})]
-
-
-register(
-    Experiment(
-        name=NAME,
-        title="Whose terms AMM's regulariser is made of",
-        source="AMM, sections 3.3.1, 3.3.2 and 3.3.4",
-        rows={row: settings for row, (_, settings) in _ROWS.items()},
-        scales={"quick": {}},
-        seeds=(0, 1, 2),
-        run=_terms,
-        revisions={"terms": 1, "penalties.deepfool": DeepFoolMargin.revision},
-        minutes={"quick": 0.1},
-    )
+measured(
+    _ROWS,
+    name=NAME,
+    title="Whose terms AMM's regulariser is made of",
+    source="AMM, sections 3.3.1, 3.3.2 and 3.3.4",
+    revisions={"terms": 1, "penalties.deepfool": DeepFoolMargin.revision},
+    minutes=0.1,
 )
 
 

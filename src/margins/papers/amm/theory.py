@@ -9,9 +9,7 @@ from torch.nn import functional
 
 from margins import datasets
 from margins.attacks.geometry import length
-from margins.checkpoints import Checkpoint
 from margins.claims import Check, Evidence
-from margins.experiments import Experiment, Outcome, Unit, register
 from margins.models import MLP, Linear
 from margins.papers.amm.second_order import (
     OVERSHOOT,
@@ -23,6 +21,7 @@ from margins.papers.amm.second_order import (
     moved,
     regulariser,
 )
+from margins.papers.measured import measured
 from margins.penalties import amm
 from margins.penalties.deepfool import DeepFoolMargin
 from margins.training.plain import fit
@@ -110,25 +109,13 @@ _ROWS: dict[str, tuple[Callable, dict]] = {
     ),
 }
 
-
-def _theory(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
-    (unit,) = units
-    measure, _ = _ROWS[unit.row]
-    return [Outcome({name: float(value) for name, value in measure(seed=unit.seed, **unit.config).items()})]
-
-
-register(
-    Experiment(
-        name=NAME,
-        title="DeepFool's step and the gradient of its norm, checked numerically",
-        source="AMM, sections 3.1 to 3.1.2, Eqs. 2, 3 and 6",
-        rows={row: settings for row, (_, settings) in _ROWS.items()},
-        scales={"quick": {}},
-        seeds=(0, 1, 2),
-        run=_theory,
-        revisions={"theory": 1, "penalties.deepfool": DeepFoolMargin.revision},
-        minutes={"quick": 0.02},
-    )
+measured(
+    _ROWS,
+    name=NAME,
+    title="DeepFool's step and the gradient of its norm, checked numerically",
+    source="AMM, sections 3.1 to 3.1.2, Eqs. 2, 3 and 6",
+    revisions={"theory": 1, "penalties.deepfool": DeepFoolMargin.revision},
+    minutes=0.02,
 )
 
 

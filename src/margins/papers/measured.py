@@ -1,0 +1,24 @@
+"""Experiments of numerical checks, whose rows are functions that measure something from a seed."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from margins.checkpoints import Checkpoint
+from margins.experiments import Experiment, Outcome, Unit, register
+
+
+def measured(rows: Mapping[str, tuple[Callable[..., Mapping | Outcome], Mapping]], minutes: float, **described) -> None:
+    """Register an experiment of one scale and three seeds, whose rows are (function, settings).
+
+    function(seed=, **settings) gives a row's metrics, or an Outcome where it has more to keep. minutes: of each.
+    """
+
+    def run(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
+        (unit,) = units
+        found = rows[unit.row][0](seed=unit.seed, **unit.config)
+        found = found if isinstance(found, Outcome) else Outcome(found)
+        return [replace(found, metrics={name: float(value) for name, value in found.metrics.items()})]
+
+    settings = {row: given for row, (_, given) in rows.items()}
+    scale = {"scales": {"quick": {}}, "minutes": {"quick": minutes}, "seeds": (0, 1, 2)}
+    register(Experiment(rows=settings, run=run, **scale, **described))
