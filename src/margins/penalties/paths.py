@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from margins.attacks.found import misclassified, rivals
 from margins.attacks.geometry import column, dot, length
 
-#: Samples x classes whose gradients are taken in one backward: as many as matrix products of a CPU like.
-ROWS = 300
+#: Samples x classes whose gradients are taken in one backward: what fills a CPU's matrix products, and for a GPU what
+#: keeps it from waiting for the next one.
+ROWS = {"cpu": 100, "cuda": 1000}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +126,7 @@ def nearest(logits: Tensor, point: Tensor, leave: Tensor, towards: Tensor) -> tu
     gaps = (logits.gather(1, leave[:, None]) - logits.gather(1, towards)).detach()
     least, chosen = torch.full_like(gaps[:, 0], math.inf), torch.full_like(leave, -1)
     best_gap, best, sample = torch.zeros_like(least), None, torch.arange(count, device=point.device)
-    at_once = max(1, ROWS // count)
+    at_once = max(1, ROWS.get(point.device.type, 100) // count)
     for part, gap in zip(towards.T.split(at_once), gaps.T.split(at_once), strict=True):
         direction = logits.new_zeros(len(part), count, classes)
         direction[:, sample, leave] = 1.0

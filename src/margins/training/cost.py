@@ -60,17 +60,20 @@ def cost(row: Row, model: nn.Module, data: Data, *, threat: Threat, batch_size: 
     epochs: list[Counter] = []
 
     def see(module: nn.Module, given: tuple[Tensor, ...], logits: Tensor) -> None:
-        samples, trained = len(logits), any(parameter.requires_grad for parameter in model.parameters())
+        samples, weight = len(logits), next(module.parameters(), None)
         passes["forward", samples] += 1
+        trained = weight is not None and weight.requires_grad
+        node = torch.autograd.graph.get_gradient_edge(weight).node if trained else None
         if logits.requires_grad:
-            logits.register_hook(lambda gradient: back(gradient, samples, trained))
+            logits.register_hook(lambda gradient: back(gradient, samples, node))
 
-    def back(gradient: Tensor, samples: int, trained: bool) -> None:
+    def back(gradient: Tensor, samples: int, node: torch.autograd.graph.Node | None) -> None:
         again = torch.is_grad_enabled()  # then this is a backward that will be differentiated itself
         if torch._C._functorch.is_batchedtensor(gradient):  # of several classes at once, to the input
             passes["input", samples] += len(torch._C._functorch.get_unwrapped(gradient))
             return
-        passes["full" if trained and not again else "input", samples] += 1
+        full = node is not None and torch._C._will_engine_execute_node(node)  # or is it for the input alone?
+        passes["full" if full else "input", samples] += 1
         if again:
             passes["twice", samples] += 1
 
