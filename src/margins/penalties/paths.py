@@ -13,9 +13,15 @@ from torch import Tensor, nn
 from margins.attacks.found import misclassified, rivals
 from margins.attacks.geometry import column, dot, length
 
-#: Samples x classes whose gradients are taken in one backward: what fills a CPU's matrix products, and for a GPU what
-#: keeps it from waiting for the next one.
-ROWS = {"cpu": 100, "cuda": 1000}
+#: Samples x classes whose gradients are taken in one backward: as many as matrix products of a CPU like, and of a model
+#: with convolutions, as a batch has anyway. A GPU would only wait for the next backward.
+ROWS = {"cpu": 300, "cpu, convolutions": 100, "cuda": 1000}
+
+
+def _rows(model: nn.Module, device: torch.device) -> int:
+    """Which of ROWS is the model's."""
+    convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return ROWS["cuda" if device.type == "cuda" else "cpu, convolutions" if convolutions else "cpu"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +96,7 @@ class _Walk:
     def __init__(self, model, x: Tensor, y: Tensor, wrong: Tensor, order: Tensor, steps: int, overshoot: float):
         self.model, self.x, self.y, self.wrong, self.order = model, x, y, wrong, order
         self.steps, self.overshoot = steps, overshoot
-        self.moved, self.path = torch.zeros_like(x), []
+        self.moved, self.path, self.rows = torch.zeros_like(x), [], _rows(model, x.device)
 
     def go(self, here: Tensor, known: tuple[Tensor, Tensor] | None = None) -> None:
         """Walk the samples `here` (n,) together, the first step from `known` where that is given."""
@@ -105,7 +111,8 @@ class _Walk:
             y, wrong = self.y[here], self.wrong[here]
             leave = torch.where(wrong, logits.detach().scatter(1, y[:, None], -math.inf).argmax(1), y)
             towards = torch.where(wrong[:, None], y[:, None], self.order[here])
-            found, gap, w = nearest(logits, point, leave, towards[:, :1] if wrong.all() else towards)
+            towards = towards[:, :1] if wrong.all() else towards
+            found, gap, w = nearest(logits, point, leave, towards, max(1, self.rows // len(here)))
             step = Step(here, leave, found, gap, w, point.detach()).of(found >= 0)
             here = step.samples
             self.path.append(step)
@@ -116,17 +123,18 @@ class _Walk:
                 here = here[misclassified(tested, self.y[here]) == self.wrong[here]]
 
 
-def nearest(logits: Tensor, point: Tensor, leave: Tensor, towards: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def nearest(
+    logits: Tensor, point: Tensor, leave: Tensor, towards: Tensor, at_once: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Which of `towards` (n, C) has the nearest linearised boundary with `leave` (n,), in l2.
 
-    logits (n, K) have a graph to point (n, ...). Returns the class (n,), -1 where no gap depends on the input, its gap
-    (n,) and the gap's gradient (n, ...). Costs a backward to the input for each of the C.
+    logits (n, K) have a graph to point (n, ...), which takes a backward for each of the C, `at_once` of them together.
+    Returns the class (n,), -1 where no gap depends on the input, its gap (n,) and the gap's gradient (n, ...).
     """
     count, classes = logits.shape
     gaps = (logits.gather(1, leave[:, None]) - logits.gather(1, towards)).detach()
     least, chosen = torch.full_like(gaps[:, 0], math.inf), torch.full_like(leave, -1)
     best_gap, best, sample = torch.zeros_like(least), None, torch.arange(count, device=point.device)
-    at_once = max(1, ROWS.get(point.device.type, 100) // count)
     for part, gap in zip(towards.T.split(at_once), gaps.T.split(at_once), strict=True):
         direction = logits.new_zeros(len(part), count, classes)
         direction[:, sample, leave] = 1.0
