@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from margins.attacks.found import misclassified, rivals
 from margins.attacks.geometry import column, dot, length
+from margins.penalties.kinks import piecewise_linear
 
 #: Samples x classes whose gradients are taken in one backward: as many as matrix products of a CPU like, and of a model
 #: with convolutions, as a batch has anyway. A GPU would only wait for the next backward.
@@ -53,11 +54,14 @@ class Step:
 class Paths:
     """Where DeepFool took B samples: moved (B, ...), the sum of a sample's steps without overshoot, and the steps.
 
-    A sample's steps are in their order.
+    A sample's steps are in their order. curved: whether gaps may have second derivatives to the input. known: x and
+    its logits, with a graph, where the first of the steps took them and was one of all samples.
     """
 
     moved: Tensor
     steps: tuple[Step, ...]
+    curved: bool = True
+    known: tuple[Tensor, Tensor] | None = None
 
 
 def find(
@@ -87,7 +91,9 @@ def find(
         walk.go(wrong.nonzero()[:, 0])
     else:
         walk.go(torch.arange(len(x), device=x.device), known)
-    return Paths(walk.moved, tuple(walk.path))
+        if known and len(walk.path[0].samples) == len(x):
+            return Paths(walk.moved, tuple(walk.path), walk.curved, known)
+    return Paths(walk.moved, tuple(walk.path), walk.curved)
 
 
 class _Walk:
@@ -97,6 +103,7 @@ class _Walk:
         self.model, self.x, self.y, self.wrong, self.order = model, x, y, wrong, order
         self.steps, self.overshoot = steps, overshoot
         self.moved, self.path, self.rows = torch.zeros_like(x), [], _rows(model, x.device)
+        self.curved = False
 
     def go(self, here: Tensor, known: tuple[Tensor, Tensor] | None = None) -> None:
         """Walk the samples `here` (n,) together, the first step from `known` where that is given."""
@@ -108,6 +115,7 @@ class _Walk:
                 point = (self.x[here] + self.moved[here]).requires_grad_()
                 with torch.enable_grad():
                     logits = self.model(point)
+            self.curved = self.curved or not piecewise_linear(logits, point)
             y, wrong = self.y[here], self.wrong[here]
             leave = torch.where(wrong, logits.detach().scatter(1, y[:, None], -math.inf).argmax(1), y)
             towards = torch.where(wrong[:, None], y[:, None], self.order[here])
@@ -175,9 +183,11 @@ def lengths(model: nn.Module, paths: Paths, chosen: Tensor, second_order: bool =
     known it needs no graph of them: a change of a step r = -|gap| w / |w|^2 at a fixed point is, along u,
         u dr = a dgap + v dw,  a = -sign(gap) u w / |w|^2,  v = -|gap| / |w|^2 (u - 2 (u w) w / |w|^2),
     so that all steps of all samples are one batch. u is the direction of the whole move, plus, for each later step, the
-    gradient of its own a gap + v w to its point, which is where the earlier ones led. second_order: whether w depends
-    on the model; else only gaps do (section 4.3.1), and v is 0.
-    Costs 6 forwards' worth a sample and step, and 4 more a step that is not the first; without second order 3 in all.
+    gradient of its own a gap + v w to its point, which is where the earlier ones led: a w where gaps are piecewise
+    linear. second_order: whether w depends on the model; else only gaps do (section 4.3.1), and v is 0.
+    Costs 6 forwards' worth a sample and step, and of a curved model 4 more a step that is not the first; without second
+    order 3 in all. Of the first steps of all samples it takes the known graph, which saves 3 each where the loss
+    goes through it as well.
     """
     place = torch.full((len(paths.moved),), -1, device=chosen.device)
     place[chosen] = torch.arange(len(chosen), device=chosen.device)
@@ -201,34 +211,42 @@ def lengths(model: nn.Module, paths: Paths, chosen: Tensor, second_order: bool =
         v = (2 * column(along, step.w) * step.w - u[rows]) * column(step.gap.abs() / squared, step.w)
         parts.append((rows, step, a, v if second_order else None))
         if again.any():
-            u[rows[again]] += _to_the_point(model, step.of(again), a[again], v[again] if second_order else None)
-    rows, a = (torch.cat([part[i] for part in parts]) for i in (0, 2))
-    at = (torch.cat([getattr(part[1], name) for part in parts]) for name in ("point", "leave", "towards"))
-    v = torch.cat([part[3] for part in parts]) if second_order else None
-    changes = torch.zeros_like(size).index_add(0, rows, _linear(model, *at, a, v)[0])
+            curve = v[again] if second_order and paths.curved else None
+            u[rows[again]] += _to_the_point(model, step.of(again), a[again], curve)
+    changes = torch.zeros_like(size)
+    if paths.known and len(chosen) == len(paths.moved):
+        rows, step, a, v = parts.pop()
+        changes = changes.index_add(0, rows, _linear(*paths.known, step.leave, step.towards, a, v))
+    if parts:
+        rows, a = (torch.cat([part[i] for part in parts]) for i in (0, 2))
+        point, leave, towards = (
+            torch.cat([getattr(part[1], name) for part in parts]) for name in ("point", "leave", "towards")
+        )
+        v = torch.cat([part[3] for part in parts]) if second_order else None
+        changes = changes.index_add(0, rows, _linear(*_forward(model, point), leave, towards, a, v))
     return size + changes - changes.detach()
 
 
-def _linear(
-    model: nn.Module, point: Tensor, leave: Tensor, towards: Tensor, a: Tensor, v: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """a gap + v w of samples at point (n, ...), (n,), with a graph to the model and to the point, which is returned.
-
-    a (n,) and v (n, ...), None for 0, are constants.
-    """
+def _forward(model: nn.Module, point: Tensor) -> tuple[Tensor, Tensor]:
+    """The point (n, ...), with requires_grad, and its logits (n, K), with a graph to it and to the model."""
     with torch.enable_grad():
         point = point.detach().requires_grad_()
-        logits = model(point)
-        gap = (logits.gather(1, leave[:, None]) - logits.gather(1, towards[:, None]))[:, 0]
-        if v is None:
-            return a * gap, point
-        (w,) = torch.autograd.grad(gap.sum(), point, create_graph=True)
-        return a * gap + dot(v, w), point
+        return point, model(point)
+
+
+@torch.enable_grad()
+def _linear(point: Tensor, logits: Tensor, leave: Tensor, towards: Tensor, a: Tensor, v: Tensor | None) -> Tensor:
+    """a gap + v w, (n,), with a graph to model and point; a (n,) and v (n, ...), None for 0, are constants."""
+    gap = (logits.gather(1, leave[:, None]) - logits.gather(1, towards[:, None]))[:, 0]
+    if v is None:
+        return a * gap
+    (w,) = torch.autograd.grad(gap.sum(), point, create_graph=True)
+    return a * gap + dot(v, w)
 
 
 def _to_the_point(model: nn.Module, step: Step, a: Tensor, v: Tensor | None) -> Tensor:
     """The gradient of a gap + v w to the point, (n, ...): a w, and of curved models what w changes along v."""
     if v is None:
         return column(a, step.w) * step.w
-    value, point = _linear(model, step.point, step.leave, step.towards, a, v)
-    return torch.autograd.grad(value.sum(), point)[0]
+    point, logits = _forward(model, step.point)
+    return torch.autograd.grad(_linear(point, logits, step.leave, step.towards, a, v).sum(), point)[0]
