@@ -36,9 +36,9 @@ class DeepFoolMargin(Part):
     the paths, their classes and which samples are kept are found without a graph on the whole batch, and only the kept
     samples are walked again with one. The result is the gradient of the whole attack. Costs, for C candidates, C + 2
     forwards' worth a sample and step of DeepFool, but the first forward where the cross-entropy asks for it too; 6 a
-    kept sample and step, 3 a first one where all are kept; and, of models that are not linear but for kinks, 4 a kept
-    sample and step after its first. On CPUs passes over the few that are kept or still move take more than their share; how
-    much, data/benchmarks/training tells. Nan where a logit is not finite.
+    kept sample and step, 3 a first one where all are kept; and 4 a kept sample and step after its first, but of models
+    that are linear but for kinks. On CPUs passes over the few that are kept or still move take more than their share;
+    how much, data/benchmarks/training tells. Nan where a logit is not finite.
 
     Raises MarginsError for a model with fewer than two classes, and where a sample's logits depend on the others in its
     batch in evaluation mode too: its distance would be theirs as well.
