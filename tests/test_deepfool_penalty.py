@@ -299,6 +299,7 @@ def test_a_dead_model_has_no_distance_and_a_finite_gradient():
         ({"d": -1.0}, "d must be a finite number greater than 0"),
         ({"steps": 0}, "steps must be a whole number of at least 1"),
         ({"candidates": 0}, "candidates must be a whole number of at least 1"),
+        ({"longest": 0}, "longest must be a finite number greater than 0"),
         ({"second_order": 2}, "second_order must be one of True, False"),
         ({"overshoot": -0.1}, "overshoot must be a finite number of at least 0"),
     ],
@@ -306,3 +307,30 @@ def test_a_dead_model_has_no_distance_and_a_finite_gradient():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(MarginsError, match=message):
         DeepFoolMargin(**settings)
+
+
+def test_distances_are_truncated_at_the_longest(nets):
+    model, y = nets["mlp"]
+    step = context(model, count=12)
+    step.y = y
+    found = [naive(model.eval(), x, label) for x, label in zip(step.x, y, strict=True)]
+    distances, correct = torch.stack([d for d, *_ in found]), torch.tensor([right for _, right, _ in found])
+    longest = distances.mean().item()
+    part = DeepFoolMargin("AVG", "EXP", c=1.3, d=0.4, longest=longest)
+    expected = amm.penalty("AVG", "EXP", distances.clamp(max=longest), correct, y, 1.3, 0.4)
+    torch.testing.assert_close(part(step, "clean").mean(), expected, rtol=1e-9, atol=0)
+    ours, theirs = flat(part(step, "clean").mean(), model), flat(expected, model)
+    assert (ours - theirs).abs().max() <= 1e-8 * theirs.abs().max()
+
+
+def test_a_walk_of_a_wrong_sample_may_be_too_long_for_exp():
+    model = Linear(16, 2).to(D)
+    with torch.no_grad():
+        model.head.weight.copy_(1e-4 * torch.eye(2, 16))  # the gap is 1, and hardly depends on the input
+        model.head.bias.copy_(torch.tensor([1.0, 0.0]))
+    step = context(model, count=4)
+    step.y = torch.ones(4, dtype=torch.long)
+    far = DeepFoolMargin("MIN", "EXP")(step, "clean")
+    assert far.isinf().all()
+    near = DeepFoolMargin("MIN", "EXP", longest=2.0)(step, "clean")
+    torch.testing.assert_close(near, torch.full_like(near, 2.0).exp())

@@ -19,8 +19,6 @@ from margins.penalties.context import PLACES, Context, Part
 
 WHERE = ("clean", "adversarial", "both", "parameters")
 Schedule = Callable[[float], float]
-#: Metadata of a dataclass's field that is not told of while it has its default, since it came after records were made.
-ADDED = {"added": True}
 
 
 @dataclass(frozen=True)

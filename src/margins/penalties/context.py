@@ -13,6 +13,8 @@ from margins.errors import MarginsError
 
 PLACES = ("clean", "adversarial")
 MODES = ("train", "eval")
+#: Metadata of a dataclass's field that is not told of while it has its default, since it came after records were made.
+ADDED = {"added": True}
 #: Layers that compute something else in training than in evaluation.
 _MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 

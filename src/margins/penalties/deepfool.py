@@ -1,6 +1,6 @@
 """AMM's regulariser of a network: DeepFool perturbations, differentiated through the whole attack (section 3.1)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from margins.attacks.found import misclassified
 from margins.attacks.geometry import length
 from margins.errors import MarginsError
 from margins.penalties import amm
-from margins.penalties.context import PLACES, Context, Part, Run, in_mode
+from margins.penalties.context import ADDED, PLACES, Context, Part, Run, in_mode
 from margins.penalties.paths import find, lengths
 
 #: How far, relative to its logits, a sample's may be from those it has in another batch: rounding.
@@ -30,7 +30,8 @@ class DeepFoolMargin(Part):
     second_order: false for the paper's "without high order gradients" (section 4.3.1): gaps carry the gradient, their
     input gradients are constants. Taken by its letter, with D a constant, nothing would carry any.
     normalised: Deep Defense's, |D| / |x| in the place of |D| (Eq. 5), x as the network's first layer sees it: minus
-    `model.mean` where the model subtracts one.
+    `model.mean` where the model subtracts one. longest: what |D| is truncated at (section 3.3.2, where no number is
+    given), None for nowhere: a walk from where gaps hardly depend on the input may go so far that EXP overflows.
 
     The gradient goes through gaps, their input gradients and all iterates (section 3.1.1). Discrete choices carry none:
     the paths, their classes and which samples are kept are found without a graph on the whole batch, and only the kept
@@ -53,6 +54,7 @@ class DeepFoolMargin(Part):
     candidates: int | None = None
     second_order: bool = True
     normalised: bool = False
+    longest: float | None = field(default=None, metadata=ADDED)
     places = PLACES
     input_grad = ("eval",)
     revision = (2, amm.REVISION)
@@ -66,6 +68,8 @@ class DeepFoolMargin(Part):
         checks.number("overshoot", self.overshoot, 0)
         if self.candidates is not None:
             checks.whole("candidates", self.candidates, 1)
+        if self.longest is not None:
+            checks.number("longest", self.longest, 0, above=True)
         for name in ("second_order", "normalised"):
             checks.choice(name, getattr(self, name), (True, False))
 
@@ -92,6 +96,8 @@ class DeepFoolMargin(Part):
             size = (1 + self.overshoot) * lengths(context.model, paths, chosen, self.second_order)
         if self.normalised:
             size = size / length((x - getattr(context.model, "mean", 0.0))[chosen], 2)
+        if self.longest is not None:
+            size = size.clamp(max=self.longest)
         values = amm.terms(self.shrinkage, size, correct[chosen], self.c, self.d)
         return torch.zeros_like(distances).index_put((chosen,), values)
 

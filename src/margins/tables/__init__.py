@@ -190,6 +190,7 @@ def tuning(
     seeds: Sequence[int],
     minutes: Mapping[str, float] = {},
     centre: bool = False,
+    random_labels: float = 0.0,
     resize: int | None = None,
 ) -> Search:
     """Register a search over the settings of a row: `row(**candidate)` is trained for each, and only validated.
@@ -197,6 +198,7 @@ def tuning(
     The other arguments are those of `table`. Records have the best epoch's "validation PGD-10" and "validation clean"
     in %, and their curves. No test image is read.
     """
+    checks.number("random_labels", random_labels, 0, 1)
     _check(data, validation, scales, model, resize)
     rows = {name_of(candidate): row(**candidate) for candidate in candidates}
 
@@ -216,7 +218,9 @@ def tuning(
             title=title,
             source=source,
             scales={scale: {"size": size, "recipe": describe(recipe)} for scale, (size, recipe) in scales.items()},
-            settings=_settings(model, data, validation, threat, centre=centre, resize=resize),
+            settings=_settings(
+                model, data, validation, threat, centre=centre, random_labels=random_labels, resize=resize
+            ),
             revisions=REVISIONS,
             seeds=tuple(seeds),
             run=run,

@@ -11,7 +11,8 @@ from torch.optim import SGD
 from margins import checks
 from margins.datasets import Data
 from margins.errors import MarginsError
-from margins.methods.rows import ADDED, Steps
+from margins.methods.rows import Steps
+from margins.penalties.context import ADDED
 from margins.training.batches import central
 
 SCHEDULES = ("constant", "steps", "one-cycle")

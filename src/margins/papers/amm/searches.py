@@ -11,6 +11,7 @@ from margins.search import name_of
 from margins.tables import tuning
 
 GRID, OTHERS, RATES, ELSAYED = "amm/grid", "amm/grid-others", "amm/reference-search", "amm/elsayed-search"
+NOISY = "amm/noise-search"
 #: The pair of GRID; OTHERS has those of the other five.
 OURS = "MIN+EXP"
 SEEDS = (100, 101, 102)
@@ -36,16 +37,28 @@ def reference(lr: float, weight_decay: float) -> Row:
     return replace(methods.plain(), recipe={"lr": lr, "weight_decay": weight_decay})
 
 
+def under_noise(coefficient: float, **more) -> Row:
+    """AMM at another lambda than printed, the reference at 0; more: settings of the regulariser."""
+    _, c, d = CHOSEN["MIN", "EXP"]
+    return methods.amm(coefficient, c=c, d=d, **more) if coefficient else methods.plain()
+
+
 #: The reference's printed rate and weight decay, and others.
 PRINTED = {"lr": 5e-3, "weight_decay": 1e-4}
 ALTERNATIVES = [
     *({**PRINTED, "lr": lr} for lr in (1e-3, 1e-2, 5e-2)),
     *({**PRINTED, "weight_decay": decay} for decay in (1e-5, 5e-4)),
 ]
+#: Lambdas with random labels, 0 for the reference, and the printed one without the longest walks.
+STRENGTHS = [*({"coefficient": value} for value in (0.0, 0.1, 1.0, 10.0, 32.0)), {"coefficient": 32.0, "longest": 2.0}]
+#: The share of random labels of NOISY.
+NOISE = 0.75
 THRESHOLDS = [{"gamma": gamma, "coefficient": coefficient} for gamma in (0.5, 1, 2, 4) for coefficient in (0.5, 2, 8)]
 
 
-def search(name: str, title: str, source: str, candidates, row, laptop: tuple[int, int], minutes: float) -> None:
+def search(
+    name: str, title: str, source: str, candidates, row, laptop: tuple[int, int], minutes: float, **more
+) -> None:
     """A search on held-out images of MNIST; laptop: training images and epochs, minutes of each training."""
     sizes = {"quick": (400, 2), "laptop": laptop, "paper": (55_000, 100)}
     tuning(
@@ -62,6 +75,7 @@ def search(name: str, title: str, source: str, candidates, row, laptop: tuple[in
         seeds=SEEDS,
         minutes={"quick": 0.03, "laptop": minutes},
         centre=True,
+        **more,
     )
 
 
@@ -100,6 +114,16 @@ search(
     methods.elsayed,
     (10_000, 10),
     0.9,
+)
+search(
+    NOISY,
+    "MIN+EXP's lambda with random labels, on held-out images with true ones",
+    "AMM, section 4.3.3, Figure 5",
+    STRENGTHS,
+    under_noise,
+    (10_000, 30),
+    3,
+    random_labels=NOISE,
 )
 
 
