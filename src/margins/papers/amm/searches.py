@@ -38,9 +38,9 @@ def reference(lr: float, weight_decay: float) -> Row:
 
 
 def under_noise(coefficient: float, **more) -> Row:
-    """AMM at another lambda than printed, the reference at 0; more: settings of the regulariser."""
+    """AMM at another lambda than printed, the reference at 0; more: other settings of the regulariser."""
     _, c, d = CHOSEN["MIN", "EXP"]
-    return methods.amm(coefficient, c=c, d=d, **more) if coefficient else methods.plain()
+    return methods.amm(coefficient, **{"c": c, "d": d} | more) if coefficient else methods.plain()
 
 
 #: The reference's printed rate and weight decay, and others.
@@ -49,8 +49,13 @@ ALTERNATIVES = [
     *({**PRINTED, "lr": lr} for lr in (1e-3, 1e-2, 5e-2)),
     *({**PRINTED, "weight_decay": decay} for decay in (1e-5, 5e-4)),
 ]
-#: Lambdas with random labels, 0 for the reference, and the printed one without the longest walks.
-STRENGTHS = [*({"coefficient": value} for value in (0.0, 0.1, 1.0, 10.0, 32.0)), {"coefficient": 32.0, "longest": 2.0}]
+#: Lambdas with random labels, 0 for the reference; and the printed one without the longest walks, and with hardly any
+#: weight of wrong samples.
+STRENGTHS = [
+    *({"coefficient": value} for value in (0.0, 0.1, 1.0, 10.0, 32.0)),
+    {"coefficient": 32.0, "longest": 2.0},
+    {"coefficient": 32.0, "d": 1e-6},
+]
 #: The share of random labels of NOISY.
 NOISE = 0.75
 THRESHOLDS = [{"gamma": gamma, "coefficient": coefficient} for gamma in (0.5, 1, 2, 4) for coefficient in (0.5, 2, 8)]
