@@ -52,7 +52,7 @@ ALTERNATIVES = [
 #: Lambdas with random labels, 0 for the reference; and the printed one without the longest walks, and with hardly any
 #: weight of wrong samples.
 STRENGTHS = [
-    *({"coefficient": value} for value in (0.0, 0.1, 1.0, 10.0, 32.0)),
+    *({"coefficient": value} for value in (0.0, 0.1, 1.0, 32.0)),
     {"coefficient": 32.0, "longest": 2.0},
     {"coefficient": 32.0, "d": 1e-6},
 ]
