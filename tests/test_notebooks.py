@@ -49,6 +49,17 @@ def test_the_notebooks_of_the_book_are_in_form():
     assert notebooks.tidy(paths.REPO, check=True) == []
 
 
+def test_a_cell_that_makes_a_figure_makes_no_table():
+    figures = [
+        (path.name, cell)
+        for path in sorted((paths.REPO / "book").rglob("*.ipynb"))
+        for cell in notebooks.read(path).cells
+        if "figure" in cell.metadata.get("mystnb", {})
+    ]
+    assert len(figures) > 20
+    assert [name for name, cell in figures if "page.table(" in cell.source] == []  # both would have the figure's name
+
+
 def test_check_site_finds_what_is_broken(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b c.html").write_text('<p id="here">B</p><a href="../a.html#top-1">a</a>')
