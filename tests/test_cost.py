@@ -48,16 +48,15 @@ def narrow():
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["ST", "AT", "TRADES", "AT+HE", "AT+L-Softmax", "IGR", "TRADES+IGR", "AT+EMR", "LMA-AT", "MMA", "AMM"],
+    "name", ["ST", "AT", "TRADES", "AT+HE", "AT+L-Softmax", "IGR", "TRADES+IGR", "AT+EMR", "LMA-AT", "MMA", "AMM"]
 )
 def test_the_count_is_the_arithmetic_that_is_done(name):
     net = narrow()
-    data, row = drawn(net), METHODS[name]
+    data = drawn(net)
     with Arithmetic() as forward, torch.no_grad():
         net(data.x)
     with Arithmetic() as done:
-        found = cost(row, net, data, threat=THREAT)
+        found = cost(METHODS[name], net, data, threat=THREAT)
     # it runs two steps, and asks four times for the logits of two samples, AMM's regulariser twice more
     asked = 6 if name == "AMM" else 4
     arithmetic = (done.total / forward.total - asked * 2 / 40) / 2

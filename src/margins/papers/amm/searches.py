@@ -6,7 +6,7 @@ from margins import methods
 from margins.claims import Difference, Evidence, Missing
 from margins.experiments import Results
 from margins.methods import Row
-from margins.papers.amm.mnist import CHOSEN, MLP, THREAT, VALIDATION, recipe
+from margins.papers.amm.mnist import CHOSEN, MLP, NOISE, THREAT, VALIDATION, recipe
 from margins.search import name_of
 from margins.tables import tuning
 
@@ -49,15 +49,14 @@ ALTERNATIVES = [
     *({**PRINTED, "lr": lr} for lr in (1e-3, 1e-2, 5e-2)),
     *({**PRINTED, "weight_decay": decay} for decay in (1e-5, 5e-4)),
 ]
-#: Lambdas with random labels, 0 for the reference; and the printed one without the longest walks, and with hardly any
-#: weight of wrong samples.
+#: Lambdas with random labels, 0 for the reference, up to the printed one; and that one without the longest walks, and
+#: with hardly any weight of wrong samples.
+_LAMBDA = CHOSEN["MIN", "EXP"][0]
 STRENGTHS = [
-    *({"coefficient": value} for value in (0.0, 0.1, 1.0, 32.0)),
-    {"coefficient": 32.0, "longest": 2.0},
-    {"coefficient": 32.0, "d": 1e-6},
+    *({"coefficient": value} for value in (0.0, 0.1, 1.0, _LAMBDA)),
+    {"coefficient": _LAMBDA, "longest": 2.0},
+    {"coefficient": _LAMBDA, "d": 1e-6},
 ]
-#: The share of random labels of NOISY.
-NOISE = 0.75
 THRESHOLDS = [{"gamma": gamma, "coefficient": coefficient} for gamma in (0.5, 1, 2, 4) for coefficient in (0.5, 2, 8)]
 
 
@@ -128,7 +127,7 @@ search(
     under_noise,
     (10_000, 30),
     3,
-    random_labels=NOISE,
+    random_labels=NOISE["amm/noise-45k"],
 )
 
 
