@@ -1,7 +1,7 @@
 """What crafts adversaries in training: PGD as the methods' authors run it, without the checks that an attack makes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 from margins import checks
 from margins.attacks.geometry import STARTS, direction, random_start
 from margins.attacks.pgd import OBJECTIVES, Near, kl_slope
+from margins.errors import MarginsError
 from margins.losses import NAMED, Loss, margin_cross_entropy
 from margins.models import frozen
-from margins.penalties.context import MODES, Context, Part
+from margins.penalties.context import ADDED, MODES, Context, Part
 
 BOX = (0.0, 1.0)
 
@@ -23,8 +24,11 @@ class PGD(Part):
 
     loss: a name of `margins.attacks.pgd`, or (logits, y) -> (B,). start: a name of `geometry.STARTS`, or "none".
     mode: of the model's forwards; in "train", as some published code has it, they move BatchNorm statistics.
-    steps: None for as many as the run's threat says. counted: whether `crafted["steps right"]` (B,) int64 says how many
-    iterates, the start included and the last not, were classified correctly (GAIRAT's kappa).
+    steps, step_size: None for what the run's threat says (a step_size of its own does not ramp).
+    floor: above 0 (l2) gradients are divided by max(length, floor) and the cross-entropy is literal, as
+        `margins.attacks.pgd` has it: samples that the model is sure of then hardly leave their start.
+    counted: whether `crafted["steps right"]` (B,) int64 says how many iterates, the start included and the last not,
+        were classified correctly (GAIRAT's kappa).
     Costs `steps` forwards with backwards to the input alone, and with the loss "kl" a forward where no term looks at
     the clean samples in the same mode.
     """
@@ -34,6 +38,8 @@ class PGD(Part):
     mode: str = "eval"
     steps: int | None = None
     counted: bool = False
+    step_size: float | None = field(default=None, metadata=ADDED)
+    floor: float = field(default=0.0, metadata=ADDED)
     together = True
 
     def __post_init__(self):
@@ -43,11 +49,15 @@ class PGD(Part):
         checks.choice("mode", self.mode, MODES)
         if self.steps is not None:
             checks.whole("steps", self.steps, 1)
+        if self.step_size is not None:
+            checks.number("step_size", self.step_size, 0, above=True)
+        if checks.number("floor", self.floor, 0) and self.loss != "cross-entropy":
+            raise MarginsError(f"floor: above 0 the loss must be 'cross-entropy', but it is {self.loss!r}")
 
     def __call__(self, context: Context, at: str = "clean") -> None:
         """Set the context's x_adv and crafted."""
         threat, x, y = context.threat, context.x, context.y
-        steps = self.steps or threat.steps
+        steps, step_size = self.steps or threat.steps, self.step_size or threat.step_size
         clean = context.detached("clean", self.mode) if self.loss == "kl" else x.new_zeros(len(x), 1)
         near = Near(x, y, clean, threat.norm, threat.eps, BOX, exact=False)
         here, right = x.clone(), torch.zeros_like(y)
@@ -61,7 +71,7 @@ class PGD(Part):
                 if self.counted:
                     right += logits.argmax(1) == y
                 with torch.no_grad():
-                    moved = here.detach().add_(direction(gradient, threat.norm), alpha=threat.step_size)
+                    moved = here.detach().add_(direction(gradient, threat.norm, self.floor), alpha=step_size)
                     here = near.project(moved)
         context.x_adv = here.detach()
         context.crafted = {"steps right": right, "steps": torch.full_like(right, steps)} if self.counted else {}
@@ -69,6 +79,8 @@ class PGD(Part):
     def _slope(self, logits: Tensor, near: Near) -> Tensor:
         """The gradient of the loss to the logits, (B, K)."""
         logits = logits.detach()
+        if self.floor:
+            return logits.softmax(1).scatter_add_(1, near.y[:, None], -torch.ones_like(logits[:, :1]))
         if self.loss == "cross-entropy":  # in closed form: a third of what autograd takes for so small a tensor
             return log_odds_slope(logits, near.y)
         if self.loss == "kl":

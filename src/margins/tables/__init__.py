@@ -18,10 +18,11 @@ from margins.margin import deepfool_margin
 from margins.methods.rows import Row, describe
 from margins.penalties.context import Threat
 from margins.search import Search, name_of, search
+from margins.tables.along import Along
 from margins.tables.job import ATTACKS, DEEPFOOL, REVISIONS, VALIDATION, Job
 from margins.training import Recipe, obstacles
 
-__all__ = ["Columns", "table", "tuning"]
+__all__ = ["Along", "Columns", "table", "tuning"]
 TRAINING = "training"
 #: Raised when a change of an attack changes results.
 EVALUATION = 1
@@ -31,11 +32,11 @@ EVALUATION = 1
 class Columns:
     """An evaluation of a table: attacks on the first `images` test images of a permutation, in one record.
 
-    attacks: name of the column -> the attack's name in `ATTACKS` as "attack", and its own settings; norm and eps are
-    the table's. weights: "best" by validation, or "last". images: None for all. deepfool: settings of
-    `deepfool_margin` but norm, {} for its own, where that distance is measured too. split: "train" for the first
-    images that the row was trained on, with their true labels. Raises MarginsError for settings that the attack does
-    not take.
+    attacks: name of the column -> the attack's name in `ATTACKS` as "attack", and its own settings; the norm is the
+    table's, and so is eps where none is given here. weights: "best" by validation, or "last". images: None for all.
+    deepfool: settings of `deepfool_margin` but norm, {} for its own, where that distance is measured too. split:
+    "train" for the first images that the row was trained on, with their true labels. Raises MarginsError for settings
+    that the attack does not take.
     """
 
     attacks: Mapping[str, Mapping[str, Any]]
@@ -43,8 +44,11 @@ class Columns:
     weights: str = "best"
     deepfool: Mapping[str, Any] | None = None
     split: str = "test"
+    eps: float | None = None
 
     def __post_init__(self):
+        if self.eps is not None:
+            checks.number("eps", self.eps, 0, above=True)
         checks.choice("weights", self.weights, ("best", "last"))
         checks.choice("split", self.split, datasets.SPLITS)
         if self.images is not None:
@@ -53,7 +57,8 @@ class Columns:
             attack = ATTACKS[checks.choice(f"attack of {name}", given.get("attack"), ATTACKS)]
             rest = {key: value for key, value in given.items() if key != "attack"}
             taken = signature(attack).parameters
-            ball = {key: value for key, value in {"norm": math.inf, "eps": 0.1}.items() if key in taken}
+            norm = 2 if given.get("floor") else math.inf  # a floor is for l2 only
+            ball = {key: value for key, value in {"norm": norm, "eps": 0.1}.items() if key in taken}
             try:
                 attack(Fooled(10), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), **ball, **rest)
             except (TypeError, MarginsError) as error:
@@ -77,6 +82,7 @@ class Columns:
     def settings(self) -> dict[str, Any]:
         told = {"attacks": describe(self.attacks), "images": self.images, "weights": self.weights}
         told |= {} if self.deepfool is None else {"deepfool": describe(dict(self.deepfool))}
+        told |= {} if self.eps is None else {"eps": self.eps}
         return told | ({} if self.split == "test" else {"split": self.split}) | {"revision": EVALUATION}
 
 
@@ -90,7 +96,7 @@ def table(
     validation: int,
     threat: Threat,
     rows: Mapping[str, Row],
-    columns: Mapping[str, Columns],
+    columns: Mapping[str, Columns | Along],
     scales: Mapping[str, tuple[int, Recipe]],
     seeds: Sequence[int],
     images: Mapping[str, Mapping[str, int]] = {},
@@ -101,6 +107,8 @@ def table(
     resize: int | None = None,
 ) -> Experiment:
     """Register a table of `rows`, each trained with every seed and then evaluated by each of `columns`.
+
+    A column is an evaluation of trained weights, `Columns`, or of those along the training, `Along`.
 
     model: the name and settings of `models.build`. data: the name of a data set; a scale takes so many training images,
     the first of a permutation, and the `validation` ones after them are held out. threat: what is trained, validated
@@ -132,7 +140,7 @@ def table(
         raise MarginsError(f"images: there is no scale {', '.join(unknown)}; there are {', '.join(scales)}")
     checks.number("random_labels", random_labels, 0, 1)
     # "clean" is a column of one evaluation of each kind, and not of those after it
-    first = {one.ending: column for column, one in reversed(columns.items())}.values()
+    first = {one.ending: column for column, one in reversed(columns.items()) if isinstance(one, Columns)}.values()
     settings = _settings(model, data, validation, threat, centre=centre, random_labels=random_labels, resize=resize)
 
     stacked = frozenset(label for label, row in rows.items() if together and _stackable(row))
@@ -140,7 +148,7 @@ def table(
     def run(units: list[Unit], checkpoint: Checkpoint) -> Iterable[Outcome]:
         recipe = scales[units[0].scale][1]
         jobs = [Job(rows[unit.row], recipe, threat, unit, checkpoint) for unit in units]
-        return (job.training() if job.unit.part == TRAINING else job.evaluation() for job in jobs)
+        return (_outcome(job, columns.get(job.unit.part)) for job in jobs)
 
     def lost(unit: Unit) -> bool:
         return Job(rows[unit.row], scales[unit.scale][1], threat, unit).lost()
@@ -164,7 +172,11 @@ def table(
                 for scale, (size, recipe) in scales.items()
             },
             settings=settings,
-            parts={TRAINING: {}} | {part: one.settings() | {"first": part in first} for part, one in columns.items()},
+            parts={TRAINING: {}}
+            | {
+                part: one.settings() | ({"first": part in first} if isinstance(one, Columns) else {})
+                for part, one in columns.items()
+            },
             revisions=REVISIONS,
             seeds=tuple(seeds),
             run=run,
@@ -227,6 +239,12 @@ def tuning(
             minutes=minutes,
         )
     )
+
+
+def _outcome(job: Job, column: Columns | Along | None) -> Outcome:
+    if column is None:
+        return job.training()
+    return job.evaluation() if isinstance(column, Columns) else column.outcome(job)
 
 
 def _stackable(row: Row) -> bool:

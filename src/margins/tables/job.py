@@ -89,14 +89,16 @@ class Job:
         """Whether the weights are not in the cache, so that they must be trained, again if they were before."""
         return not self._path(self.row, self.unit.seed).exists()
 
-    def model(self, weights: str) -> tuple[nn.Module, dict[str, Any]]:
+    def model(self, weights: str | int) -> tuple[nn.Module, dict[str, Any]]:
         """The network with its "best" or "last" weights, in evaluation mode, and what the cache has beside them.
+
+        A number is an epoch of the recipe's snapshots.
 
         That is the "status" of the training, "done" or "diverged", its "curves", and the "digest" of all weights.
         Trains the network where the cache does not have it.
         """
         kept = self._weights(self.row, self.unit.seed)
-        return self._with(kept[weights]), kept
+        return self._with(kept["snapshots"][weights] if isinstance(weights, int) else kept[weights]), kept
 
     def images(self, split: str, count: int) -> Data:
         """The first images of the table's permutation of "test" or "train", as the network sees them."""
@@ -129,10 +131,10 @@ class Job:
         resume = self.checkpoint.path.with_name(f"{unit.key}-{name}.npz")
         resume.parent.mkdir(parents=True, exist_ok=True)
         heavy = any(given["attack"] == "autoattack" for given in config["attacks"].values())
-        with _stopping(model, self.checkpoint), _exact():
+        with stopping(model, self.checkpoint), exact():
             result = evaluate(
                 model, test.x.to(self.device), test.y.to(self.device), norm=self.threat.norm,
-                eps=self.threat.eps, attacks=self._attacks(config["attacks"]), margins=self._distances(config),
+                eps=self._eps, attacks=self._attacks(config["attacks"]), margins=self._distances(config),
                 batch_size=AUTOATTACK_BATCH if heavy else BATCH, seed=unit.seed, resume=resume,
             )  # fmt: skip
         for path in resume.parent.glob(f"{unit.key}-*.npz"):
@@ -150,13 +152,17 @@ class Job:
         return Outcome(metrics, arrays=arrays, facts=facts, seconds=time.monotonic() - begun)
 
     def _attacks(self, columns: Mapping[str, Mapping[str, Any]]) -> dict[str, partial]:
-        ball = {"norm": self.threat.norm, "eps": self.threat.eps}
+        ball = {"norm": self.threat.norm, "eps": self._eps}
         attacks = {}
         for name, given in columns.items():
             attack = ATTACKS[given["attack"]]
             taken = {key: value for key, value in ball.items() if key in signature(attack).parameters}
             attacks[name] = partial(attack, **taken, **{key: value for key, value in given.items() if key != "attack"})
         return attacks
+
+    @property
+    def _eps(self) -> float:
+        return self.unit.config.get("eps", self.threat.eps)
 
     def _distances(self, config: Mapping[str, Any]) -> dict[str, partial]:
         if "deepfool" not in config:
@@ -200,7 +206,7 @@ class Job:
         if row.start is not None:
             begun = [self._weights(row.start, seed) for seed in self._seeds]
             if any(kept["status"] == "diverged" for kept in begun):  # no row goes on from there
-                ended = {"status": "diverged", "curves": {}, "seconds": 0.0}
+                ended = {"status": "diverged", "curves": {}, "seconds": 0.0, "snapshots": {}}
                 return {seed: kept | ended for seed, kept in zip(self._seeds, begun, strict=True)}
             for model, kept in zip(made, begun, strict=True):
                 model.load_state_dict(kept["best"])
@@ -213,7 +219,7 @@ class Job:
         )  # fmt: skip
         found = {}
         for seed, one in zip(self._seeds, trained, strict=True):
-            kept = {name: getattr(one, name) for name in ("best", "last", "status", "curves", "chosen")}
+            kept = {name: getattr(one, name) for name in ("best", "last", "status", "curves", "chosen", "snapshots")}
             found[seed] = kept | {"digest": _digest([one.best, one.last]), "seconds": one.seconds}
             if processes.rank() == 0:
                 with atomic(self._path(row, seed)) as file:
@@ -257,7 +263,7 @@ def _digest(states: Sequence[Mapping[str, Tensor]]) -> str:
 
 
 @contextmanager
-def _stopping(model: nn.Module, checkpoint: Checkpoint) -> Iterator[None]:
+def stopping(model: nn.Module, checkpoint: Checkpoint) -> Iterator[None]:
     """Within the block a forward past the deadline raises OutOfTime; finished batches lie in a file."""
 
     def late(*_) -> None:
@@ -272,7 +278,7 @@ def _stopping(model: nn.Module, checkpoint: Checkpoint) -> Iterator[None]:
 
 
 @contextmanager
-def _exact() -> Iterator[None]:
+def exact() -> Iterator[None]:
     """Evaluation in full float32: no TensorFloat-32 in convolutions on a GPU."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False

@@ -36,7 +36,7 @@ class Trained:
     best, last: state dicts on the CPU, best by validation (the last where there was none). status: "done", or
     "diverged" where the loss was not finite; curves then end there. curves: name -> one number an epoch; nan in epochs
     that were not validated. chosen: the epoch of `best`, counted from 1. seconds: of all sessions together; of runs
-    that were trained at once, an equal part for each.
+    that were trained at once, an equal part for each. snapshots: the weights after the recipe's epochs of that name.
     """
 
     best: State
@@ -45,6 +45,7 @@ class Trained:
     curves: Mapping[str, list[float]]
     chosen: int
     seconds: float
+    snapshots: Mapping[int, State]
 
 
 def train(
@@ -121,6 +122,7 @@ class Loop:
         self.step, self.before, self.begun = 0, 0.0, time.monotonic()
         self.curves: dict[str, list[float]] = {}
         self.sums: dict[str, Tensor] = {}
+        self.snapshots: dict[int, State] = {}
 
     def _modes(self, model: nn.Module) -> tuple[bool, bool]:
         return modes(model, self.seen[:2], self.phases, self.recipe)
@@ -135,7 +137,8 @@ class Loop:
         best = self.selection.weights or last
         self.model.eval()
         chosen = self.selection.epoch or self.step // self.steps
-        return Trained(best, last, "done" if finite else "diverged", self.curves, chosen, self.seconds)
+        status = "done" if finite else "diverged"
+        return Trained(best, last, status, self.curves, chosen, self.seconds, self.snapshots)
 
     def _go(self, checkpoint: Checkpoint | None, progress: Callable[[str], None]) -> bool:
         """Train to the end; False where it came early, by divergence."""
@@ -257,6 +260,8 @@ class Loop:
         finite = all(map(math.isfinite, means.values())) and all(p.isfinite().all() for p in self.trained)
         if finite:
             means |= self.selection.numbers(self._result, epoch + 1, self.recipe)
+            if epoch + 1 in self.recipe.snapshots:
+                self.snapshots[epoch + 1] = weights(self._result())
         self._enter(self.curves, means, epoch)
         return finite
 
@@ -284,6 +289,7 @@ class Loop:
             "seconds": self.seconds,
             "curves": self.curves,
             "sums": self.sums,
+            "snapshots": self.snapshots,
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -295,5 +301,6 @@ class Loop:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.state = {name: value.to(device) for name, value in saved.items()}
         self.selection.load(state["selection"])
+        self.snapshots = state["snapshots"]
         self.step, self.before, self.begun = state["step"], state["seconds"], time.monotonic()
         self.curves, self.sums = state["curves"], {name: value.to(device) for name, value in state["sums"].items()}

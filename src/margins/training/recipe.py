@@ -37,6 +37,7 @@ class Recipe:
     frozen_norms: BatchNorm layers stay in evaluation mode, their parameters as they are.
     select_every: epochs between two validations.
     attack_validation: whether held-out samples are attacked too; without, validation costs a forward a sample.
+    snapshots: the epochs, counted from 1, after which the weights are kept.
     precision: "bf16" for autocast, losses and penalties stay in float32; "float32" as torch computes it, on a GPU with
         TensorFloat-32 in convolutions.
     compiled: forwards by torch.compile, but for those that are differentiated to the input in training.
@@ -63,6 +64,7 @@ class Recipe:
     compiled: bool = False
     window: int = field(default=0, metadata=ADDED)
     attack_validation: bool = field(default=True, metadata=ADDED)
+    snapshots: tuple[int, ...] = field(default=(), metadata=ADDED)
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "select_every"):
@@ -80,6 +82,10 @@ class Recipe:
             checks.number("clip", self.clip, 0, above=True)
         if self.average is not None:
             checks.number("average", self.average, 0, 1)
+        for epoch in self.snapshots:
+            if checks.whole("snapshots", epoch, 1) > self.epochs:
+                raise MarginsError(f"snapshots: there is no epoch {epoch} among {self.epochs}")
+        object.__setattr__(self, "snapshots", tuple(sorted(set(self.snapshots))))
         if self.nesterov and not self.momentum:
             raise MarginsError("nesterov needs a momentum above 0")
         object.__setattr__(self, "drops", checks.drops("drops", self.drops))

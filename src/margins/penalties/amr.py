@@ -1,0 +1,128 @@
+"""AMR's regulariser: the average margin, of scores or of the features (AMR section 4, Eqs. 8 to 15)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from margins import checks
+from margins.errors import MarginsError
+from margins.penalties.context import PLACES, Context, Part, Run, in_mode
+
+#: How a margin a becomes a loss: H_tau(a) - H_0(a), H_tau(a), and min(max(-a, 0), tau), with H_s(a) = max(0, s - a).
+READINGS = ("truncated", "hinge", "shifted")
+_CHUNK = 1000  # samples at a time, where all data are asked
+
+
+def truncated(margins: Tensor, tau: float) -> Tensor:
+    """[a]_0^tau = min(max(a, 0), tau), elementwise: what the regulariser makes large (AMR, Eq. 9)."""
+    return margins.clamp(0.0, tau)
+
+
+def hinge(margins: Tensor, tau: float) -> Tensor:
+    """H_tau(a) = max(0, tau - a), elementwise. H_tau - H_0 is tau - [a]_0^tau (AMR, Eq. 10, with its sign mended)."""
+    return (tau - margins).clamp(min=0.0)
+
+
+def lead(scores: Tensor, y: Tensor) -> Tensor:
+    """(B,) min over k != y of s_y - s_k: how far the true class leads the best other one, for scores (B, K)."""
+    own = y[:, None]
+    return scores.gather(1, own)[:, 0] - scores.scatter(1, own, -torch.inf).amax(1)
+
+
+def feature_scores(features: Tensor, weight: Tensor) -> Tensor:
+    """(B, K) of features (B, D): w_k . Phi with the rows of weight (K, D) at length 1, and no bias (AMR, Eq. 14).
+
+    Their `lead` is the paper's distance in feature space. It lacks the division by |w_y - w_k|, which is up to 2.
+    """
+    return nn.functional.linear(features, nn.functional.normalize(weight))
+
+
+@dataclass
+class AverageMargin(Part):
+    """What Eq. 15 adds for each sample, (B,), up to a constant: a loss that falls as the margin a grows.
+
+    tau: the truncation, in units of the scores.
+    normalised: a is the `lead` of `feature_scores`, as Eqs. 14 and 15 have it; else that of the logits, bias included,
+        as in the authors' code.
+    reading: "truncated" is tau - [a]_0^tau, Eq. 15: without gradient where a sample is wrong or its margin beyond tau.
+        "hinge" is H_tau(a), the convex part of it: wrong samples have a gradient too. The released code adds
+        `WrongMargin`, the concave part. "shifted" is [-a]_0^tau, the code's for the CIFAR CNN: zero for every correctly
+        classified sample, so that no margin is promoted.
+
+    Costs nothing beside a cross-entropy of the same samples. Raises MarginsError where normalised for a model whose
+    `head` is not a linear layer.
+    """
+
+    tau: float
+    reading: str = "truncated"
+    normalised: bool = True
+    places = PLACES
+
+    def __post_init__(self):
+        checks.number("tau", self.tau, 0, above=True)
+        checks.choice("reading", self.reading, READINGS)
+        checks.choice("normalised", self.normalised, (True, False))
+
+    @property
+    def features(self) -> bool:
+        return self.normalised
+
+    def begin(self, run: Run) -> None:
+        super().begin(run)
+        head = getattr(run.model, "head", None)
+        if self.normalised and not isinstance(head, nn.Linear):
+            raise MarginsError(f"normalised: the margin of the features needs a linear head, but it is {head!r}")
+
+    def __call__(self, context: Context, at: str) -> Tensor:
+        if self.normalised:
+            scores = feature_scores(context.features(at), context.model.head.weight)
+        else:
+            scores = context.logits(at)
+        margins = lead(scores, context.y)
+        if self.reading == "shifted":
+            return truncated(-margins, self.tau)
+        return self.tau - truncated(margins, self.tau) if self.reading == "truncated" else hinge(margins, self.tau)
+
+
+@dataclass
+class WrongMargin(Part):
+    """The concave part -H_0(a) of the regulariser on the logits, as the authors' code has it: linearised once an epoch.
+
+    A number of the parameters theta: -<g, theta>, where g is the gradient of the mean over all training data of
+    max(0, -a) at the epoch's first weights (the concave-convex procedure). It has a term of its own, at "parameters",
+    with the coefficient of `AverageMargin`'s "hinge". The released code adds to g what the last step left in the
+    gradients, divided by the number of batches, from the second epoch on; that is not done here.
+
+    Costs a forward of the training data an epoch, and a forward and a full backward of those that are wrong.
+    """
+
+    places = ("parameters",)
+    shared = True
+
+    def start_epoch(self, run: Run) -> None:
+        weights = _trained(run.model)
+        slope = torch.zeros(sum(weight.numel() for weight in weights), device=run.x.device)
+        with in_mode(run.model, "eval"):
+            with torch.no_grad():
+                wrong = torch.cat([lead(run.model(x), y) < 0 for x, y in _chunks(run.x, run.y)])
+            for x, y in _chunks(run.x[wrong], run.y[wrong]):
+                loss = -lead(run.model(x), y).sum() / len(run.y)
+                slope += _flat(torch.autograd.grad(loss, weights))
+        self.state = {"gradient": slope}
+
+    def __call__(self, model: nn.Module) -> Tensor:
+        return -torch.dot(self.state["gradient"], _flat(_trained(model)))
+
+
+def _chunks(x: Tensor, y: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    return zip(x.split(_CHUNK), y.split(_CHUNK), strict=True) if len(y) else ()
+
+
+def _trained(model: nn.Module) -> list[Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])

@@ -1,0 +1,138 @@
+"""What is measured of a network along its training: at the epochs whose weights the recipe keeps."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from margins import checks, datasets, losses
+from margins.attacks.found import attacking
+from margins.attacks.geometry import length
+from margins.attacks.race import race
+from margins.errors import MarginsError
+from margins.experiments import Outcome
+from margins.margin import deepfool_margin, lipschitz_margin
+from margins.methods.rows import describe
+from margins.penalties.amr import lead
+from margins.tables.job import BATCH, Job, exact, stopping
+from margins.training import processes
+
+#: Raised when a change of a measure changes results.
+REVISION = 1
+
+
+def race_margin(model: nn.Module, x: Tensor, y: Tensor, *, norm: float, steps: int = 100) -> Tensor:
+    """(B,) the distance that `race` finds out of the predicted class, in input units; negative where that is wrong."""
+    with torch.no_grad():
+        label = model(x).argmax(1)
+    found = race(model, x, label, norm=norm, steps=steps).distance
+    return torch.where(label == y, found, -found)
+
+
+def estimate(model: nn.Module, x: Tensor, y: Tensor, *, radius: float = 5.0, points: int = 1024) -> Tensor:
+    """(B,) AMR's estimate of the margin, see `margins.margin.lipschitz_margin`."""
+    return lipschitz_margin(model, x, y, radius=radius, points=points).margin
+
+
+def gap(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) the logit of the true class minus the best other one."""
+    with torch.no_grad():
+        return lead(model(x), y)
+
+
+def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) the l2 length of the cross-entropy's input gradient, computed in float64, which loses no short one."""
+    single = next(model.parameters()).dtype
+    model = model.double()
+    try:
+        with attacking(model, x.double(), y, None) as (oracle, _, _):
+            return length(oracle.gradient(x.double(), y, losses.cross_entropy)[0], 2)
+    finally:
+        model.to(single)
+
+
+MEASURES: dict[str, Callable[..., Tensor]] = {
+    "deepfool": deepfool_margin, "race": race_margin, "estimate": estimate, "gap": gap, "gradient": gradient,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Along:
+    """An evaluation of a table: numbers of each image at the epochs that the recipe keeps (`Recipe.snapshots`).
+
+    measures: name of the column -> the name in `MEASURES` as "measure", and its own settings; the norm is the table's.
+    images: of the first of a permutation of the `split`, "train" for those that the row was trained on, with their true
+    labels. ends: whether only the first and the last of the epochs are looked at.
+
+    Recorded are arrays (epochs, images) by the name with ", along", and ", along, train" of training images, of the
+    epochs `epochs(recipe.snapshots)`, infinite where an attack found nothing; and the mean length of the last. Raises
+    MarginsError for settings that are not taken.
+    """
+
+    measures: Mapping[str, Mapping[str, Any]]
+    images: int
+    split: str = "test"
+    ends: bool = False
+
+    def __post_init__(self):
+        checks.choice("split", self.split, datasets.SPLITS)
+        checks.whole("images", self.images, 1)
+        for name, given in self.measures.items():
+            taken = signature(MEASURES[checks.choice(f"measure of {name}", given.get("measure"), MEASURES)]).parameters
+            if unknown := sorted(set(given) - {"measure"} - set(taken)):
+                raise MarginsError(f"measure of {name}: {', '.join(unknown)} not among {', '.join(taken)}")
+
+    @property
+    def ending(self) -> str:
+        """What the names of its numbers end with."""
+        return ", along" + ", train" * (self.split == "train")
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{name}{self.ending}" for name in self.measures]
+
+    def settings(self) -> dict[str, Any]:
+        told = {"measures": describe(self.measures), "images": self.images, "split": self.split}
+        return told | ({"ends": True} if self.ends else {}) | {"along": REVISION}
+
+    def epochs(self, snapshots: tuple[int, ...]) -> tuple[int, ...]:
+        """Those that are looked at, of a recipe's."""
+        return tuple(sorted({snapshots[0], snapshots[-1]})) if self.ends else snapshots
+
+    def outcome(self, job: Job) -> Outcome:
+        """The numbers of one row and seed. Every one of a diverged row is nan."""
+        return processes.alone(lambda: self._outcome(job))
+
+    def _outcome(self, job: Job) -> Outcome:
+        begun = time.monotonic()
+        epochs = self.epochs(tuple(job.unit.config["recipe"]["snapshots"]))
+        _, kept = job.model("last")
+        facts = {"weights": kept["digest"]}
+        if kept["status"] == "diverged":
+            return Outcome(dict.fromkeys(self.names, math.nan), status="diverged", facts=facts, seconds=0.0)
+        data = job.images(self.split, min(job.unit.config["images"], job.unit.config["size"]))
+        rows: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        for epoch in epochs:
+            model, _ = job.model(epoch)
+            with stopping(model, job.checkpoint), exact():
+                for name, given in zip(self.names, self.measures.values(), strict=True):
+                    rows[name].append(self._ask(model, data.x, data.y, given, job))
+        arrays = {name: torch.stack(values).float().cpu().numpy() for name, values in rows.items()}
+        last = {name: abs(values[-1][np.isfinite(values[-1])]) for name, values in arrays.items()}
+        metrics = {name: float(values.mean()) for name, values in last.items() if len(values)}
+        metrics["epochs looked at"] = len(epochs)
+        return Outcome(metrics, arrays=arrays, facts=facts, seconds=time.monotonic() - begun)
+
+    def _ask(self, model: nn.Module, x: Tensor, y: Tensor, given: Mapping[str, Any], job: Job) -> Tensor:
+        measure = MEASURES[given["measure"]]
+        settings = {name: value for name, value in given.items() if name != "measure"}
+        if "norm" in signature(measure).parameters:
+            settings["norm"] = job.threat.norm
+        parts = zip(x.to(job.device).split(BATCH), y.to(job.device).split(BATCH), strict=True)
+        return torch.cat([measure(model, *part, **settings) for part in parts])
