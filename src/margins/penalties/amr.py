@@ -1,14 +1,14 @@
 """AMR's regulariser: the average margin, of scores or of the features (AMR section 4, Eqs. 8 to 15)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from margins import checks
 from margins.errors import MarginsError
-from margins.penalties.context import PLACES, Context, Part, Run, in_mode
+from margins.penalties.context import ADDED, PLACES, Context, Part, Run, in_mode
 
 #: How a margin a becomes a loss: H_tau(a) - H_0(a), H_tau(a), and min(max(-a, 0), tau), with H_s(a) = max(0, s - a).
 READINGS = ("truncated", "hinge", "shifted")
@@ -39,6 +39,18 @@ def feature_scores(features: Tensor, weight: Tensor) -> Tensor:
     return nn.functional.linear(features, nn.functional.normalize(weight))
 
 
+def feature_distance(logits: Tensor, weight: Tensor, y: Tensor) -> Tensor:
+    """(B,) min over k != y of (f_y - f_k) / |w_y - w_k|, signed: the distance to the boundary in feature space.
+
+    logits (B, K) of a linear head with the weight (K, D), whose rows must differ.
+    """
+    own = y[:, None]
+    rest = torch.ones_like(logits, dtype=torch.bool).scatter_(1, own, False)
+    gaps = (logits.gather(1, own) - logits)[rest].view(len(y), -1)
+    apart = torch.linalg.vector_norm(weight[:, None] - weight, dim=2)[y][rest].view(len(y), -1)
+    return (gaps / apart).amin(1)
+
+
 @dataclass
 class AverageMargin(Part):
     """What Eq. 15 adds for each sample, (B,), up to a constant: a loss that falls as the margin a grows.
@@ -46,24 +58,29 @@ class AverageMargin(Part):
     tau: the truncation, in units of the scores.
     normalised: a is the `lead` of `feature_scores`, as Eqs. 14 and 15 have it; else that of the logits, bias included,
         as in the authors' code.
+    divided: with normalised false, each gap of logits is divided by |w_y - w_k|: then a is the exact distance to the
+        boundary in feature space, and on a linear model the margin itself, which neither paper nor code has.
     reading: "truncated" is tau - [a]_0^tau, Eq. 15: without gradient where a sample is wrong or its margin beyond tau.
         "hinge" is H_tau(a), the convex part of it: wrong samples have a gradient too. The released code adds
         `WrongMargin`, the concave part. "shifted" is [-a]_0^tau, the code's for the CIFAR CNN: zero for every correctly
         classified sample, so that no margin is promoted.
 
-    Costs nothing beside a cross-entropy of the same samples. Raises MarginsError where normalised for a model whose
-    `head` is not a linear layer.
+    Costs nothing beside a cross-entropy of the same samples. Raises MarginsError for a model
+    whose `head` is not a linear layer, unless the margin is that of the logits.
     """
 
     tau: float
     reading: str = "truncated"
     normalised: bool = True
+    divided: bool = field(default=False, metadata=ADDED)
     places = PLACES
 
     def __post_init__(self):
         checks.number("tau", self.tau, 0, above=True)
         checks.choice("reading", self.reading, READINGS)
         checks.choice("normalised", self.normalised, (True, False))
+        if checks.choice("divided", self.divided, (True, False)) and self.normalised:
+            raise MarginsError("divided: a distance is of the logits, so normalised must be False")
 
     @property
     def features(self) -> bool:
@@ -72,15 +89,16 @@ class AverageMargin(Part):
     def begin(self, run: Run) -> None:
         super().begin(run)
         head = getattr(run.model, "head", None)
-        if self.normalised and not isinstance(head, nn.Linear):
-            raise MarginsError(f"normalised: the margin of the features needs a linear head, but it is {head!r}")
+        if (self.normalised or self.divided) and not isinstance(head, nn.Linear):
+            raise MarginsError(f"model: a margin of the features needs a linear layer called head, but it is {head!r}")
 
     def __call__(self, context: Context, at: str) -> Tensor:
         if self.normalised:
-            scores = feature_scores(context.features(at), context.model.head.weight)
+            margins = lead(feature_scores(context.features(at), context.model.head.weight), context.y)
+        elif self.divided:
+            margins = feature_distance(context.logits(at), context.model.head.weight, context.y)
         else:
-            scores = context.logits(at)
-        margins = lead(scores, context.y)
+            margins = lead(context.logits(at), context.y)
         if self.reading == "shifted":
             return truncated(-margins, self.tau)
         return self.tau - truncated(margins, self.tau) if self.reading == "truncated" else hinge(margins, self.tau)
@@ -103,7 +121,7 @@ class WrongMargin(Part):
 
     def start_epoch(self, run: Run) -> None:
         weights = _trained(run.model)
-        slope = torch.zeros(sum(weight.numel() for weight in weights), device=run.x.device)
+        slope = torch.zeros_like(_flat(weights))
         with in_mode(run.model, "eval"):
             with torch.no_grad():
                 wrong = torch.cat([lead(run.model(x), y) < 0 for x, y in _chunks(run.x, run.y)])
