@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from margins import cli, papers, paths, provenance
+from margins import claims, cli, papers, paths, provenance
 from margins.experiments import EXPERIMENTS
 from margins.records import Store
 
@@ -96,7 +96,8 @@ def test_a_full_disk(user, tmp_path, monkeypatch):
 
 
 def test_the_records_of_the_repository_can_be_read():
-    assert {name for evidence in papers.EVIDENCE.values() for name in evidence.experiments} <= set(EXPERIMENTS)
+    read = [one for evidence in papers.EVIDENCE.values() for one in claims.each(evidence)]
+    assert {name for one in read for name in one.experiments} <= set(EXPERIMENTS)
     found = [record for name in EXPERIMENTS for record in Store().all(name)]  # some are only declared
     assert len({record.experiment for record in found}) > 5
     for record in found:

@@ -42,7 +42,7 @@ def page(claims: Sequence[Claim], found: Mapping[str, Columns]) -> str:
         lines += [f"| {text(c.says)} *{text(c.where)}*, `{_short(c)}` | {c.least_scale} |" for c in rest]
         lines.append("")
     if run:
-        used = dict.fromkeys((name, found[c.id].largest.scale) for c in run for name in found[c.id].largest.experiments)
+        used = dict.fromkeys(source for c in run for source in found[c.id].largest.sources)
         commands = [f"margins record {name} --scale {scale}" for name, scale in used]
         lines += ["## The records behind this page", "", "They are made by", "", "```bash", *commands, "```", ""]
     lines += [
@@ -71,14 +71,22 @@ def _claim(claim: Claim, columns: Columns) -> list[str]:
         f"- {COLUMNS['paper'].capitalize()}: {badge(columns.paper)}",
         f"- {COLUMNS['largest'].capitalize()}: {badge(verdict)}{p}",
         *(f"- {name}: {text(said)}" for name, said in facts.items() if said),
-        f"- Claim `{claim.id}`, from {', '.join(f'`{name}`' for name in verdict.experiments)} at scale {verdict.scale}",
+        f"- Claim `{claim.id}`, from {_sources(verdict)}",
         "",
         "| part | measured (95 % interval; range, if exact) | claimed | seeds | alone |",
         "|:--|:--|:--|:--|:--|",
         *map(_row, verdict.parts),
         "",
-        *(f"{line}\n" for name in verdict.experiments if (line := _marks(name, verdict.scale))),
+        *(f"{line}\n" for source in verdict.sources if (line := _marks(*source))),
     ]
+
+
+def _sources(verdict: Verdict) -> str:
+    """What a verdict was read from: "`a`, `b` at scale laptop"."""
+    scales: dict[str, list[str]] = {}
+    for name, scale in verdict.sources:
+        scales.setdefault(scale, []).append(f"`{name}`")
+    return "; ".join(f"{', '.join(names)} at scale {scale}" for scale, names in scales.items())
 
 
 def _marks(name: str, scale: str) -> str:

@@ -157,15 +157,29 @@ class Evidence:
 
     `read(at)` finds in `at["amm/toy"]` the complete results of that experiment at one scale, and returns the claim's
     parts; the claim says that all of them hold.
+
+    A claim about several networks may have a tuple of these, one a network, of which those that were run are read.
+    since: the least scale at which this one is asked for. fixed: the scale at which its experiments are read whatever
+    scale the claim is read at, as those of published weights are; "" for that one.
     """
 
     experiments: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], Sequence["Difference | Check | Missing"]] = field(repr=False)
+    _: KW_ONLY
+    since: str = SCALES[0]
+    fixed: str = ""
 
     def __post_init__(self):
         names = self.experiments
         named = isinstance(names, tuple) and names and all("/" in name for name in names)
         _need(named, "evidence", "experiments", repr(names), 'a tuple of names such as ("amm/toy",)')
+        _need(self.since in SCALES, "evidence", "since", repr(self.since), ", ".join(SCALES))
+        _need(self.fixed in ("", *SCALES), "evidence", "fixed", repr(self.fixed), ", ".join(SCALES))
+
+
+def each(evidence: Evidence | tuple[Evidence, ...]) -> tuple[Evidence, ...]:
+    """What a claim is read from, one or several, as a tuple."""
+    return (evidence,) if isinstance(evidence, Evidence) else evidence
 
 
 def ledger(paper: str | None = None) -> list[Claim]:

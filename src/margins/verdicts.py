@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from margins.claims import Check, Claim, Difference, Evidence, Missing
+from margins.claims import Check, Claim, Difference, Evidence, Missing, each
 from margins.errors import MarginsError
 from margins.intervals import LEVEL, holm, interval, spreads
 from margins.records import SCALES
@@ -52,44 +52,68 @@ class Verdict:
     reason: str = ""
     these_weights: bool = False
     experiments: tuple[str, ...] = ()
+    #: Which of these were read, and at which scale.
+    sources: tuple[tuple[str, str], ...] = ()
 
 
 class Columns(NamedTuple):
-    """The two columns of the scoreboard: at the paper's setting, and at the largest scale that was run."""
+    """The two columns of the scoreboard: at the paper's setting, and at the largest scale that was run.
+
+    The latter, of a claim that is read from several, is the largest scale at which most of them were run.
+    """
 
     paper: Verdict
     largest: Verdict
 
 
 def verdicts(
-    claims: Iterable[Claim], evidence: Mapping[str, Evidence], results: Callable[[str, str], Any | None]
+    claims: Iterable[Claim],
+    evidence: Mapping[str, Evidence | tuple[Evidence, ...]],
+    results: Callable[[str, str], Any | None],
 ) -> dict[str, Columns]:
     """Both verdicts of every claim, by its id.
 
     results(experiment, scale) gives the complete results of an experiment, or None where records are missing. A claim
-    is read at every scale from its least one on; the claims of one page at one scale share Holm's correction.
+    is read at every scale from its least one on; the claims of one page at one scale share Holm's correction. Of a
+    claim with several evidences those that were run are read, and the others are `Missing`.
     Raises MarginsError for evidence of a claim that is not in `claims`, and for evidence without a part.
     """
     claims = list(claims)
     if strangers := sorted(set(evidence) - {claim.id for claim in claims}):
         raise MarginsError(f"evidence: {', '.join(strangers)} is not in the ledger")
     pages: dict[tuple[str, str], dict[str, Sequence[Difference | Check | Missing]]] = defaultdict(dict)
+    sources: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    run: dict[tuple[str, str], int] = {}
     for claim in claims:
         # A published number says nothing about a smaller setting than the paper's.
         least = SCALES.index("paper" if claim.kind == "number" else claim.least_scale)
         for scale in SCALES[least:] if claim.id in evidence else ():
-            at = {name: results(name, scale) for name in evidence[claim.id].experiments}
-            if all(result is not None for result in at.values()):
-                pages[claim.page, scale][claim.id] = _read(claim.id, evidence[claim.id], at)
+            parts, read, missing = [], [], []
+            for one in each(evidence[claim.id]):
+                if SCALES.index(one.since) > SCALES.index(scale):
+                    continue
+                at = {name: results(name, one.fixed or scale) for name in one.experiments}
+                if all(result is not None for result in at.values()):
+                    parts += _read(claim.id, one, at)
+                    read.append([(name, one.fixed or scale) for name in at])
+                else:
+                    missing.append(Missing(", ".join(one.experiments)))
+            if read:
+                pages[claim.page, scale][claim.id] = parts + missing
+                sources[claim.id, scale] = list(dict.fromkeys(source for some in read for source in some))
+                run[claim.id, scale] = len(read)
     found = {}
     for (_, scale), parts in pages.items():
         found |= {(id_, scale): verdict for id_, verdict in page(parts, scale).items()}
 
     def column(claim: Claim, scales: Sequence[str]) -> Verdict:
-        names = evidence[claim.id].experiments if claim.id in evidence else ()
-        for scale in reversed(scales):
-            if verdict := found.get((claim.id, scale)):
-                return replace(verdict, experiments=names)
+        several = each(evidence[claim.id]) if claim.id in evidence else ()
+        names = tuple(dict.fromkeys(name for one in several for name in one.experiments))
+        there = [scale for scale in scales if (claim.id, scale) in found]
+        if there:
+            scale = max(there, key=lambda one: (run[claim.id, one], SCALES.index(one)))
+            verdict = found[claim.id, scale]
+            return replace(verdict, experiments=names, sources=tuple(sources[claim.id, scale]))
         reason = f"no complete records at the scale {claim.least_scale} or above" if names else "no experiment yet"
         return Verdict(claim.id, claim.least_scale, "not run", reason=reason, experiments=names)
 

@@ -122,7 +122,6 @@ class Loop:
         self.step, self.before, self.begun = 0, 0.0, time.monotonic()
         self.curves: dict[str, list[float]] = {}
         self.sums: dict[str, Tensor] = {}
-        self.snapshots: dict[int, State] = {}
 
     def _modes(self, model: nn.Module) -> tuple[bool, bool]:
         return modes(model, self.seen[:2], self.phases, self.recipe)
@@ -136,9 +135,8 @@ class Loop:
         last = weights(self._result())
         best = self.selection.weights or last
         self.model.eval()
-        chosen = self.selection.epoch or self.step // self.steps
-        status = "done" if finite else "diverged"
-        return Trained(best, last, status, self.curves, chosen, self.seconds, self.snapshots)
+        told = self.curves, self.selection.epoch or self.step // self.steps, self.seconds, self.selection.snapshots
+        return Trained(best, last, "done" if finite else "diverged", *told)
 
     def _go(self, checkpoint: Checkpoint | None, progress: Callable[[str], None]) -> bool:
         """Train to the end; False where it came early, by divergence."""
@@ -260,8 +258,6 @@ class Loop:
         finite = all(map(math.isfinite, means.values())) and all(p.isfinite().all() for p in self.trained)
         if finite:
             means |= self.selection.numbers(self._result, epoch + 1, self.recipe)
-            if epoch + 1 in self.recipe.snapshots:
-                self.snapshots[epoch + 1] = weights(self._result())
         self._enter(self.curves, means, epoch)
         return finite
 
@@ -289,7 +285,6 @@ class Loop:
             "seconds": self.seconds,
             "curves": self.curves,
             "sums": self.sums,
-            "snapshots": self.snapshots,
         }
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -301,6 +296,5 @@ class Loop:
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.state = {name: value.to(device) for name, value in saved.items()}
         self.selection.load(state["selection"])
-        self.snapshots = state["snapshots"]
         self.step, self.before, self.begun = state["step"], state["seconds"], time.monotonic()
         self.curves, self.sums = state["curves"], {name: value.to(device) for name, value in state["sums"].items()}

@@ -1,4 +1,4 @@
-"""Selection of the best epoch on held-out samples, by PGD-10."""
+"""Selection of the best epoch on held-out samples, by PGD-10, and what else is kept of an epoch's weights."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,9 @@ TRAVEL = 2.5
 
 
 class Selection:
-    """The best weights so far. `epoch` counts from 1 and is 0 where nothing was validated.
+    """The best weights so far, and `snapshots` of the recipe's epochs.
+
+    `epoch` counts from 1 and is 0 where nothing was validated.
 
     Better is more robust accuracy under PGD-10 from a uniform start (the same noise for every epoch), then more clean
     accuracy, then later; with `by` "clean", which standard training is selected by, clean accuracy comes first: its
@@ -36,9 +38,12 @@ class Selection:
         self.validation, self.threat, self.by, self.begin, self.attacked = validation, threat, by, begin, attacked
         self.epoch, self.score = 0, (-1.0, -1.0)
         self.weights: dict[str, Tensor] | None = None
+        self.snapshots: dict[int, dict[str, Tensor]] = {}
 
     def numbers(self, model: Callable[[], nn.Module], epoch: int, recipe: Recipe) -> dict[str, float]:
-        """The accuracies of an epoch by the curves' names, nan where it is not looked at; none without samples."""
+        """Look at an epoch: its accuracies by the curves' names, nan where it is left out, none without samples."""
+        if epoch in recipe.snapshots:
+            self.snapshots[epoch] = weights(model())
         if self.validation is None:
             return {}
         robust = clean = math.nan
@@ -70,10 +75,12 @@ class Selection:
         return (~broken).double().mean().item() * 100
 
     def state(self) -> dict:
-        return {"epoch": self.epoch, "score": list(self.score), "weights": self.weights}
+        kept = {"weights": self.weights, "snapshots": self.snapshots}
+        return {"epoch": self.epoch, "score": list(self.score), **kept}
 
     def load(self, state: dict) -> None:
         self.epoch, self.score, self.weights = state["epoch"], tuple(state["score"]), state["weights"]
+        self.snapshots = state["snapshots"]
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -90,7 +90,6 @@ class _Together(Loop):
         self.selections = [Selection(validation, threat, *by) for _ in models]
         self.curves: list[dict[str, list[float]]] = [{} for _ in models]
         self.ended: list[dict[str, Any] | None] = [None] * len(models)
-        self.kept: list[dict[int, dict[str, Tensor]]] = [{} for _ in models]
 
     def run(self, checkpoint: Checkpoint | None, progress: Callable[[str], None]) -> list[Trained]:
         self._go(checkpoint, progress)
@@ -104,7 +103,7 @@ class _Together(Loop):
         self.models[run].eval()
         best = selection.weights or end["last"]
         chosen = selection.epoch or end["epoch"]
-        return Trained(best, end["last"], status, self.curves[run], chosen, seconds, self.kept[run])
+        return Trained(best, end["last"], status, self.curves[run], chosen, seconds, selection.snapshots)
 
     def _end(self, run: int) -> dict[str, Any]:
         """Where a run is now, of which a diverged one does not go on."""
@@ -177,19 +176,16 @@ class _Together(Loop):
             if finite:
                 model = partial(self._single, self._result(), run)
                 means |= self.selections[run].numbers(model, epoch + 1, self.recipe)
-                if epoch + 1 in self.recipe.snapshots:
-                    self.kept[run][epoch + 1] = weights(model())
             else:
                 self.ended[run] = self._end(run)
             self._enter(self.curves[run], means, epoch)
         return None in self.ended
 
     def _state(self) -> dict[str, Any]:
-        kept = {"selections": [one.state() for one in self.selections], "ended": self.ended, "kept": self.kept}
-        return super()._state() | kept
+        return super()._state() | {"selections": [one.state() for one in self.selections], "ended": self.ended}
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)
-        self.ended, self.kept = state["ended"], state["kept"]
+        self.ended = state["ended"]
         for one, saved in zip(self.selections, state["selections"], strict=True):
             one.load(saved)
