@@ -4,7 +4,7 @@
 `Row`, `Phase` and `Term` are what they are made of, `Steps` and `Ramp` coefficients that change, `PGD` the craft.
 """
 
-from margins.methods.average_margin import adv, amr, lcr
+from margins.methods.average_margin import adv, amr, lcr, mmr
 from margins.methods.baselines import (
     alp,
     at,
@@ -31,6 +31,6 @@ from margins.methods.table import METHODS
 __all__ = [
     "METHODS", "PGD", "Phase", "Ramp", "Row", "Steps", "Term", "adv", "alp", "amm", "amr", "at", "at_emr",
     "boosted", "deep_defense", "elsayed", "emr", "gairat", "he_alp", "he_at", "he_trades", "igr", "l_softmax",
-    "large_margin", "lcr", "lma_at", "mail_at", "mail_mart", "mail_trades", "mart", "mma", "ours", "plain",
+    "large_margin", "lcr", "lma_at", "mail_at", "mail_mart", "mail_trades", "mart", "mma", "mmr", "ours", "plain",
     "summary", "trades",
 ]  # fmt: skip
