@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from margins.claims import Evidence, each
 from margins.papers.amr import (
     defences_evidence,
+    estimate_evidence,
     logistic_evidence,
     networks_evidence,
     published_cnn_evidence,
@@ -25,6 +26,7 @@ EVIDENCE = _joined(
     logistic_evidence.EVIDENCE,
     theory_evidence.EVIDENCE,
     networks_evidence.EVIDENCE,
+    estimate_evidence.EVIDENCE,
     defences_evidence.EVIDENCE,
     published_cnn_evidence.EVIDENCE,
 )

@@ -101,7 +101,7 @@ def _unit_norms(results: Results) -> list[Check | Missing]:
         far = np.abs(norms - 1).max()
         label = f"{network}: largest |spectral norm - 1| of a layer"
         parts.append(Check(label, np.array([far < CLOSE]), far, f"< {CLOSE}", these_weights=True))
-    return [*parts, OTHERS]
+    return parts
 
 
 def _features(results: Results) -> list[Difference | Missing]:
