@@ -167,9 +167,10 @@ def turned(images):
     [
         "amr-abs-min-margin-rises", "amr-abs-avg-margin-falls", "amr-abs-regularizer-more-robust",
         "amr-s52-early-stopping-helps", "amr-s52-early-stopping-not-enough", "amr-s52-avg-is-better-indicator",
-        "amr-f3-no-sacrifice", "amr-f3-avg-margin-higher", "amr-t1-beats-lcr-large-eps", "amr-t1-lcr-helps-at-small-eps",
-        "amr-t1-margin-term-needed", "amr-t1-avg-margin-highest", "amr-t1-clean-cost-mlp", "amr-f5-no-overfitting-nets",
-        "amr-s53-pgd1000-good-approximation", "amr-f6-avg-margin-falls-mnist", "amr-f7-histograms-shift-left-mnist",
+        "amr-f3-no-sacrifice", "amr-f3-avg-margin-higher", "amr-t1-beats-lcr-large-eps",
+        "amr-t1-lcr-helps-at-small-eps", "amr-t1-margin-term-needed", "amr-t1-avg-margin-highest",
+        "amr-t1-clean-cost-mlp", "amr-f5-no-overfitting-nets", "amr-s53-pgd1000-good-approximation",
+        "amr-f6-avg-margin-falls-mnist", "amr-f7-histograms-shift-left-mnist",
         "amr-s52-avg-falls-after-error-saturates",
     ],
 )  # fmt: skip
