@@ -314,3 +314,30 @@ def test_what_was_not_run_of_an_existence_keeps_contradiction_away_but_not_suppo
     assert decide(for_, missing).outcome == "supported"
     assert decide(against, missing).outcome == "undecided"
     assert decide(Check("c", [False], 2.0, "< 1"), missing).outcome == "undecided"
+
+
+def test_a_claim_about_several_networks_is_read_from_those_that_were_run():
+    def of(name, **given):
+        return Evidence((name,), lambda at: [Difference(name, at[name], ">")], **given)
+
+    good, bad = np.array([9.0, 9.1, 9.2]), np.array([-9.0, -9.1, -9.2])
+    run = {("amm/a", "laptop"): good, ("amm/published", "paper"): good}
+    evidence = {"amm-x": (of("amm/a"), of("amm/b"), of("amm/large", since="gpu"), of("amm/published", fixed="paper"))}
+
+    def decide_it():
+        return verdicts([claim("amm-x", "laptop")], evidence, lambda *which: run.get(which))["amm-x"]
+
+    both = decide_it()
+    assert (both.largest.scale, both.largest.outcome) == ("laptop", "undecided")  # two of three; at paper one of four
+    assert [part.outcome for part in both.largest.parts] == ["supported", "supported", "not run"]
+    assert both.largest.sources == (("amm/a", "laptop"), ("amm/published", "paper"))
+    assert both.largest.experiments == ("amm/a", "amm/b", "amm/large", "amm/published")
+    assert (both.paper.scale, both.paper.outcome, len(both.paper.parts)) == ("paper", "undecided", 4)
+    run["amm/b", "laptop"] = good
+    assert decide_it().largest.outcome == "supported"
+    run["amm/b", "laptop"] = bad
+    assert decide_it().largest.outcome == "contradicted"
+    run["amm/b", "paper"] = run["amm/a", "paper"] = good  # as many as at laptop: the larger scale
+    assert (decide_it().largest.scale, decide_it().largest.outcome) == ("paper", "undecided")
+    with pytest.raises(MarginsError, match="evidence: since is 'big'"):
+        of("amm/a", since="big")
