@@ -104,6 +104,12 @@ def test_a_column_may_have_a_budget_of_its_own(make):
     assert "eps" not in Columns({"PGD": PGD}).settings()  # nor do records change of columns without one
 
 
+def test_which_epochs_are_looked_at():
+    for settings, expected in (({}, KEPT), ({"ends": True}, (1, 4)), ({"begin": 2}, (2, 4)), ({"begin": 9}, (4,))):
+        assert Along(MEASURES, images=3, **settings).epochs(KEPT) == expected
+    assert "begin" not in Along(MEASURES, images=3).settings()
+
+
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_of_a_diverged_row_nothing_is_known(make):
     found = make({"along": Along(MEASURES, images=30)}, lr=1e30)
@@ -143,6 +149,7 @@ def test_a_short_gradient_is_told_in_float64_of_a_model_in_float32():
     [
         (lambda: Along({"a": {"measure": "fmn"}}, images=3), "measure of a must be one of 'deepfool'"),
         (lambda: Along({"a": {"measure": "gap", "steps": 3}}, images=3), "measure of a: steps not among model, x, y"),
+        (lambda: Along(MEASURES, images=3, begin=0), "begin must be a whole number of at least 1"),
         (lambda: Along(MEASURES, images=0), "images must be a whole number of at least 1"),
         (lambda: Columns({"PGD": PGD}, eps=0.0), "eps must be a finite number greater than 0"),
         (lambda: recipe(epochs=3, snapshots=(1, 4)), "there is no epoch 4 among 3"),

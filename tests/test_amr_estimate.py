@@ -231,7 +231,9 @@ def tables(shift):
         epochs = 1 + rank + 0.1 * np.arange(4)[:, None] + noise
         return epochs if name.startswith("Race") else epochs[:, [0, -1], :20] * shift
 
-    return SimpleNamespace(records=evidence.LABELS, samples=samples, diverged=lambda label: np.zeros(3, bool))
+    config = {"part": "estimate", "recipe": {"snapshots": [1, 2, 3, 4]}, "ends": True}
+    records = {label: [SimpleNamespace(config=config)] for label in evidence.LABELS}
+    return SimpleNamespace(records=records, samples=samples, diverged=lambda label: np.zeros(3, bool))
 
 
 def test_pairs_that_both_decide_are_compared_by_sign():

@@ -68,7 +68,7 @@ class Along:
 
     measures: name of the column -> the name in `MEASURES` as "measure", and its own settings; the norm is the table's.
     images: of the first of a permutation of the `split`, "train" for those that the row was trained on, with their true
-    labels. ends: whether only the first and the last of the epochs are looked at.
+    labels. ends: whether only the first and the last of the epochs are looked at. begin: the first epoch that is.
 
     Recorded are arrays (epochs, images) by the name with ", along", and ", along, train" of training images, of the
     epochs `epochs(recipe.snapshots)`, infinite where an attack found nothing; and the mean length of the last. Raises
@@ -79,8 +79,10 @@ class Along:
     images: int
     split: str = "test"
     ends: bool = False
+    begin: int = 1
 
     def __post_init__(self):
+        checks.whole("begin", self.begin, 1)
         checks.choice("split", self.split, datasets.SPLITS)
         checks.whole("images", self.images, 1)
         for name, given in self.measures.items():
@@ -99,11 +101,13 @@ class Along:
 
     def settings(self) -> dict[str, Any]:
         told = {"measures": describe(self.measures), "images": self.images, "split": self.split}
-        return told | ({"ends": True} if self.ends else {}) | {"along": REVISION}
+        told |= ({"ends": True} if self.ends else {}) | ({"begin": self.begin} if self.begin > 1 else {})
+        return told | {"along": REVISION}
 
     def epochs(self, snapshots: tuple[int, ...]) -> tuple[int, ...]:
         """Those that are looked at, of a recipe's."""
-        return tuple(sorted({snapshots[0], snapshots[-1]})) if self.ends else snapshots
+        later = tuple(epoch for epoch in snapshots if epoch >= self.begin) or snapshots[-1:]
+        return tuple(sorted({later[0], later[-1]})) if self.ends else later
 
     def outcome(self, job: Job) -> Outcome:
         """The numbers of one row and seed. Every one of a diverged row is nan."""

@@ -9,7 +9,7 @@ import numpy as np
 from margins.claims import Check, Difference, Evidence, Missing
 from margins.experiments import Results
 from margins.intervals import of_mean
-from margins.papers.amr import more_steps, networks
+from margins.papers.amr import more_steps, networks, networks_reading
 from margins.papers.amr.estimate import (
     COUNTS,
     DEEPFOOL,
@@ -120,7 +120,8 @@ def signs(results: Results) -> list[tuple[str, float, float, bool]]:
             estimate, distance = (
                 np.abs(results.samples(label, f"{n}, along").astype(float)) for n in ("estimate", "Race")
             )
-            rows[label] = [estimate[:, [0, -1]], distance[:, [0, -1], : estimate.shape[2]]]
+            at = [networks_reading.kept(results).index(epoch) for epoch in networks_reading.estimated(results)]
+            rows[label] = [estimate, distance[:, at, : estimate.shape[2]]]
     pairs = {f"{label}, last - first": [m[:, 1] - m[:, 0] for m in both] for label, both in rows.items()}
     for k, one in enumerate(rows):
         for other in list(rows)[k + 1 :]:

@@ -37,7 +37,9 @@ NETS: dict[str, tuple[str, Images]] = {
     CIFAR_MLP: ("CIFAR MLP", CIFAR),
     CIFAR_CNN: ("CIFAR CNN", CIFAR),
 }
-UNITS = "input units"
+UNITS, ESTIMATE = "input units", "estimate"
+#: The share of images without another class up to which an epoch has margins.
+NOTHING = 0.01
 Part = Difference | Check | Missing
 Read = Callable[[str, Images, Results], Sequence[Part]]
 
@@ -57,17 +59,39 @@ def both(*reads: Read) -> Read:
     return lambda *given: [part for read in reads for part in read(*given)]
 
 
-def epochs(results: Results) -> list[int]:
+def kept(results: Results) -> list[int]:
     """The epochs that were looked at along the training."""
     return list(results.records[STD][0].config["recipe"]["snapshots"])
 
 
-def along(results: Results, row: str, what: str = RACE, split: str = "test") -> np.ndarray:
-    """(S, E, N) signed margins at the epochs, by Race or another column; nan where a seed diverged.
+def epochs(results: Results, told: bool = True) -> list[int]:
+    """Those of `kept` at which the networks have margins; told false: their places among all.
 
-    An attack that found nothing counts as its longest way.
+    A network that still puts every image into one class has none: left out are epochs at which Race found no other
+    class for more than a hundredth of the training images, in a row and seed of any.
+    """
+    every = kept(results)
+    lost = np.zeros(len(every))
+    for row in results.records:
+        lost = np.maximum(lost, np.isinf(results.samples(row, f"{RACE}, along, train")).mean(2).max(0))
+    places = [place for place in range(len(every)) if lost[place] <= NOTHING]
+    return [every[place] for place in places] if told else places
+
+
+def estimated(results: Results) -> list[int]:
+    """The two epochs at which the paper's estimate was made: the first that was looked at, and the last."""
+    config = next(record.config for record in results.records[STD] if record.config.get("part") == ESTIMATE)
+    later = [epoch for epoch in config["recipe"]["snapshots"] if epoch >= config.get("begin", 1)]
+    return [later[0], later[-1]]
+
+
+def along(results: Results, row: str, what: str = RACE, split: str = "test") -> np.ndarray:
+    """(S, E, N) signed margins at `epochs`, by Race or another column; nan where a seed diverged.
+
+    The "estimate" was made at two epochs. An attack that found nothing counts as its longest way.
     """
     found = results.samples(row, f"{what}, along" + ", train" * (split == "train")).astype(float)
+    found = found if what == ESTIMATE else found[:, epochs(results, told=False)]
     longest = np.abs(found[np.isfinite(found)]).max(initial=0.0)
     return np.where(np.isinf(found), np.sign(found) * longest, found)
 
