@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from margins import datasets, models
-from margins.methods import METHODS, PGD, amm, baselines, regularised
+from margins.methods import METHODS, PGD, amm, amr, baselines, regularised
 from margins.penalties.context import Threat
 from margins.training import cost as module
 from margins.training.cost import Cost, cost, measured
@@ -68,6 +68,13 @@ def test_mma_costs_as_many_samples_as_are_right():
     found = cost(METHODS["MMA"], net, drawn(net, right=30), threat=THREAT)
     assert found.passes == {("forward", 40): 2, ("full", 40): 2, ("forward", 30): 20, ("input", 30): 10}
     assert found.forwards == 2 + 2 * 2 + 30 / 40 * (20 + 10)
+
+
+def test_amr_costs_what_plain_training_does_and_as_released_the_wrong_samples_once_an_epoch():
+    net, threat = narrow(), Threat(2, 1.0, 0.1)
+    data = drawn(net, right=30)
+    for reading, forwards in (("literal", 3), ("shifted", 3), ("released", 3 + 1 + 3 * 10 / 40)):
+        assert cost(amr(1.0, reading=reading), net, data, threat=threat).forwards == forwards
 
 
 def test_deepfool_costs_a_forward_and_a_backward_a_class_and_three_to_differentiate_a_step_that_is_known():

@@ -131,7 +131,9 @@ class WrongMargin(Part):
         self.state = {"gradient": slope}
 
     def __call__(self, model: nn.Module) -> Tensor:
-        return -torch.dot(self.state["gradient"], _flat(_trained(model)))
+        weights = _trained(model)
+        parts = self.state["gradient"].split([weight.numel() for weight in weights])
+        return -sum(torch.dot(part, weight.flatten()) for part, weight in zip(parts, weights, strict=True))
 
 
 def _chunks(x: Tensor, y: Tensor) -> Iterable[tuple[Tensor, Tensor]]:

@@ -72,7 +72,7 @@ def cost(row: Row, model: nn.Module, data: Data, *, threat: Threat, batch_size: 
         if torch._C._functorch.is_batchedtensor(gradient):  # of several classes at once, to the input
             passes["input", samples] += len(torch._C._functorch.get_unwrapped(gradient))
             return
-        full = node is not None and torch._C._will_engine_execute_node(node)  # or is it for the input alone?
+        full = node is not None and _executed(node)  # or is it for the input alone?
         passes["full" if full else "input", samples] += 1
         if again:
             passes["twice", samples] += 1
@@ -86,6 +86,14 @@ def cost(row: Row, model: nn.Module, data: Data, *, threat: Threat, batch_size: 
     recipe = Recipe(epochs=2, batch_size=batch_size or len(data.x), lr=1e-12)
     train(model, replace(row, head=None), data, recipe=recipe, threat=threat, seed=0, progress=end)
     return Cost(epochs[-1], len(data.x))
+
+
+def _executed(node: torch.autograd.graph.Node) -> bool:
+    """Whether the backward under way goes to a leaf; of those whose gradient it returns the engine refuses to say."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:
+        return True
 
 
 def measured() -> list[dict]:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -34,7 +35,7 @@ from margins.papers.amm import mnist
 from margins.papers.amm.second_order import gradient, regulariser, relative
 from margins.papers.amm.whole_graph import WholeGraph
 from margins.penalties import amm
-from margins.penalties.context import in_mode
+from margins.penalties.context import Threat, in_mode
 from margins.penalties.deepfool import DeepFoolMargin
 from margins.penalties.paths import find
 from margins.tables.job import REVISIONS
@@ -45,6 +46,7 @@ from margins.training.loop import Loop
 NAME = "amm/cost"
 #: Steps of a run, of which the first and the last are not timed: one warms up, the other is with the end of the epoch.
 STEPS = 5
+RECIPE = Recipe(epochs=1, lr=1e-12, clip=10.0)
 PLAIN, WHOLE = "plain", "MIN+EXP, straightforward"
 #: What the paper says that AMM takes, over plain training (section 4.5).
 PRINTED = {"time": (6, 14), "memory": (2, 4)}
@@ -142,10 +144,12 @@ def _frozen(row: Row, model: nn.Module) -> Row:
     return replace(row, recipe={**row.recipe, "frozen_norms": True}) if normed and row is not mnist.REFERENCE else row
 
 
-def run(model: nn.Module, row: Row, data: Data, batch: int, look: Callable[[Loop], tuple]) -> list[float]:
-    """What is seen after each of STEPS steps of a row, on weights that stay: `look` gives a block and what to see."""
-    recipe = Recipe(epochs=1, batch_size=batch, lr=1e-12, clip=10.0).with_fields(row.recipe)
-    loop = Loop(copy.deepcopy(model), row, data, recipe, mnist.THREAT, 0, None)
+def run(
+    model: nn.Module, row: Row, data: Data, batch: int, look: Callable, recipe=RECIPE, threat: Threat = mnist.THREAT
+) -> list[float]:
+    """What is seen after each step of a row, one a batch; weights stay as they are. look gives a block, what to see."""
+    recipe = replace(recipe, batch_size=batch).with_fields(row.recipe)
+    loop = Loop(copy.deepcopy(model), row, data, recipe, threat, 0, None)
     block, seen = look(loop)
     between = Between(seen)
     with block:
@@ -153,20 +157,28 @@ def run(model: nn.Module, row: Row, data: Data, batch: int, look: Callable[[Loop
     return between.seen
 
 
-def seconds(model: nn.Module, row: Row, data: Data, batch: int) -> float:
-    """CPU seconds of a step: the median of those that are timed."""
-    seen = run(model, row, data, batch, lambda loop: (nullcontext(), time.process_time))
+def now(device: torch.device) -> float:
+    """Seconds on a clock: the CPU's that this process has used, or those that have passed when a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
+
+
+def seconds(model: nn.Module, row: Row, data: Data, batch: int, **given) -> float:
+    """Seconds of a step by `now`: the median of those that are timed. given: as `run`."""
+    seen = run(model, row, data, batch, lambda loop: (nullcontext(), partial(now, data.x.device)), **given)
     return statistics.median(b - a for a, b in pairwise(seen[:-1]))
 
 
-def alive(model: nn.Module, row: Row, data: Data, batch: int) -> float:
+def alive(model: nn.Module, row: Row, data: Data, batch: int, **given) -> float:
     """The most bytes of tensors alive at a moment of a step, see `Alive`; momentum is there from the second one on."""
 
     def look(loop: Loop) -> tuple:
         counted = Alive([*loop.model.parameters(), *loop.model.buffers()])
         return counted, counted.restart
 
-    return max(run(model, row, data, batch, look)[1:-1])
+    return max(run(model, row, data, batch, look, **given)[1:-1])
 
 
 def fewer(model: nn.Module, data: Data, batch: int, candidates: int = 3) -> dict[str, float]:

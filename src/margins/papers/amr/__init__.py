@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from margins.claims import Evidence, each
 from margins.papers.amr import (
+    cost_evidence,
     defences_evidence,
     estimate_evidence,
     logistic_evidence,
@@ -27,6 +28,7 @@ EVIDENCE = _joined(
     theory_evidence.EVIDENCE,
     networks_evidence.EVIDENCE,
     estimate_evidence.EVIDENCE,
+    cost_evidence.EVIDENCE,
     defences_evidence.EVIDENCE,
     published_cnn_evidence.EVIDENCE,
 )
