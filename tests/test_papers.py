@@ -10,7 +10,7 @@ from real import needs
 
 from margins import papers
 from margins.checkpoints import Checkpoint
-from margins.claims import ledger
+from margins.claims import each, ledger
 from margins.errors import MarginsError
 from margins.experiments import EXPERIMENTS, results
 from margins.linear.toy import signed_margins
@@ -22,7 +22,8 @@ from margins.records import Store
 def test_evidence_is_about_claims_and_experiments_that_exist():
     ids = {claim.id for claim in ledger()}
     assert set(papers.EVIDENCE) <= ids
-    assert {name for evidence in papers.EVIDENCE.values() for name in evidence.experiments} <= set(EXPERIMENTS)
+    read = [one for evidence in papers.EVIDENCE.values() for one in each(evidence)]
+    assert {name for one in read for name in one.experiments} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
