@@ -24,6 +24,10 @@ SYMBOLS = {
     "ApproximateEMR": ("|grad h(@)|^2", r"\Vert\nabla_x h(@)\Vert^2"),
     "LSoftmax": ("L-Softmax(@)", r"\mathrm{LSoftmax}(@)"),
     "DeepFoolMargin": ("R(D(@))", r"R(\Delta(@))"),
+    "AverageMargin": ("l_tau(a(@))", r"\ell_\tau(a(@))"),
+    "WrongMargin": ("(-<g, theta>)", r"(-\langle g, \theta \rangle)"),
+    "orthogonality": ("sum |W W' - I|^2", r"\textstyle\sum_l \Vert W_l W_l^\top - I \Vert_F^2"),
+    "LinearRegions": ("MMR(@)", r"\mathrm{MMR}(@)"),
     "LinearisedMargin": ("max(0, gamma - d(@))", r"\max(0, \gamma - d(@))"),
 }
 SPACE = r"\ "
