@@ -89,7 +89,7 @@ def test_where_distances_are_known_deepfool_is_as_near_as_it_can_be():
 def test_the_weights_are_the_tables(scale):
     units = {(unit.row, unit.seed): unit for unit in find(attack.NAME).units(scale)}
     for row, net in attack.NETS.items():
-        made = attack.job(units[row, 1])
+        made = attack.NETS[row].job(units[row, 1])
         tables = [u for u in find(net.table).units(scale if "ConvNet" not in row else dict(net.scales)[scale])]
         unit = next(u for u in tables if u.row == net.label and u.seed == 1 and u.part == "training")
         own = Job(net.row, made.recipe, made.threat, unit)._path(net.row, 1)
@@ -126,7 +126,7 @@ def test_a_trained_net_is_measured(tmp_path, monkeypatch):
     assert 1 <= told["Race: median ratio"] <= told[f"{attack.U50}: median ratio"]
     same = arrays["train iterations"] == arrays["train iterations, AMM's walk"]
     assert (~same).sum() <= told["wrong training images"] < 100  # right images are walked alike
-    assert "weights" in outcome.facts and not attack.job(unit).lost()
+    assert "weights" in outcome.facts and not attack.NETS[unit.row].job(unit).lost()
 
 
 def results(test=3, walk=6, ratio=1.1, off=0.0, images=1000, seeds=3):

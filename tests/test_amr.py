@@ -1,6 +1,7 @@
 """AMR's penalties against closed forms, plain formulas and differences, in float64; the binary classifier of Eq. 11."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from torch import nn
 from margins import methods
 from margins.errors import MarginsError
 from margins.linear.average import average_margin_classifier, objective
-from margins.margin import linear_margin
+from margins.margin import linear_margin, logit_margin
+from margins.margin.exact import feature_distance
 from margins.methods import Row, Term
 from margins.methods.baselines import CE
 from margins.models import MLP, Linear
-from margins.penalties.amr import AverageMargin, WrongMargin, feature_distance, feature_scores, hinge, lead, truncated
+from margins.penalties.amr import AverageMargin, WrongMargin, feature_scores, hinge, truncated
 from margins.penalties.orthogonality import orthogonality
 from margins.training import train
 
@@ -30,12 +32,6 @@ def test_the_truncated_margin_is_a_difference_of_hinges():
     a = torch.linspace(-3, 3, 61, dtype=D)
     torch.testing.assert_close(0.7 - truncated(a, 0.7), hinge(a, 0.7) - hinge(a, 0.0), atol=1e-15, rtol=0)
     assert truncated(torch.tensor([-1.0, 0.5, 2.0]), 1.5).tolist() == [0.0, 0.5, 1.5]
-
-
-def test_the_lead_is_the_least_gap_to_another_class():
-    scores, y = torch.randn(20, 5, dtype=D, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 5
-    naive = [min(scores[i, y[i]] - scores[i, k] for k in range(5) if k != y[i]) for i in range(20)]
-    assert torch.equal(lead(scores, y), torch.stack(naive))
 
 
 def margin(model, x, y, part):
@@ -87,7 +83,7 @@ def test_on_a_linear_model_it_is_the_exact_average_margin():
     with torch.no_grad():
         binary.head.weight[1] = -binary.head.weight[0]
     y = torch.tensor([0, 1, 1, 0, 1, 0])
-    twice = lead(feature_scores(step.x.flatten(1), binary.head.weight), y)
+    twice = logit_margin(feature_scores(step.x.flatten(1), binary.head.weight), y)
     torch.testing.assert_close(twice, 2 * linear_margin(binary.head.weight, None, step.x, y))
     torch.testing.assert_close(feature_distance(binary(step.x), binary.head.weight, y), twice / 2)
 
@@ -112,7 +108,7 @@ def test_the_concave_part_is_linear_in_the_weights_with_the_gradient_of_the_erro
     part = WrongMargin()
     part.begin(all_of_them)
     part.start_epoch(all_of_them)
-    errors = lambda: hinge(lead(model(all_of_them.x), all_of_them.y), 0.0).mean()  # noqa: E731
+    errors = lambda: hinge(logit_margin(model(all_of_them.x), all_of_them.y), 0.0).mean()  # noqa: E731
     assert errors() > 0
     ours = gradients(part(model), model)
     torch.testing.assert_close(ours, [-one for one in gradients(errors(), model)])
@@ -128,7 +124,7 @@ def test_training_with_it_is_the_gradient_of_the_hinge_minus_that_of_the_errors(
     known, tau = drawn(10), 0.5
     model, by_hand = (MLP(6, (5,), 3, generator=torch.Generator().manual_seed(0)).to(D) for _ in range(2))
     train(model, methods.amr(tau, beta=0, reading="released"), known, recipe=short(epochs=1), threat=THREAT, seed=0)
-    a = lead(by_hand(known.x), known.y)
+    a = logit_margin(by_hand(known.x), known.y)
     loss = CE(by_hand(known.x), known.y).mean() + 0.1 * (hinge(a, tau) - hinge(a, 0.0)).mean()
     for parameter, slope in zip(by_hand.parameters(), gradients(loss, by_hand), strict=True):
         parameter.data -= 0.1 * slope
@@ -216,6 +212,13 @@ def test_a_floor_stops_the_craft_where_the_cross_entropy_is_flat():
         steps[floor] = (step.x_adv - step.x).norm(dim=1).max().item()
     assert steps[0.0] == pytest.approx(0.3)
     assert steps[1e-6] < 1e-20  # the gradient is e^-160 long
+
+
+def test_a_floor_is_for_l2_alone():
+    known, row = drawn(10), methods.adv()
+    with pytest.raises(MarginsError, match="floor: above 0 the norm must be 2, but the threat's is inf"):
+        model = MLP(6, (5,), 3).to(D)
+        train(model, row, known, recipe=short(epochs=1), threat=replace(THREAT, norm=math.inf), seed=0)
 
 
 def circle(count):

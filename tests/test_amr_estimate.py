@@ -15,7 +15,7 @@ from margins.checkpoints import Checkpoint
 from margins.claims import Missing, each
 from margins.errors import MarginsError
 from margins.experiments import EXPERIMENTS, find
-from margins.margin import lipschitz_margin
+from margins.margin import lipschitz_margin, spectral_norms
 from margins.models import MLP, Linear
 from margins.papers.amr import estimate, more_steps, networks
 from margins.papers.amr import estimate_evidence as evidence
@@ -83,7 +83,7 @@ def test_bad_arguments_are_named(given):
 
 def test_norms_are_those_of_flattened_weights_and_grow_with_them():
     model = network("cnn")
-    norms = estimate.spectral_norms(model)
+    norms = spectral_norms(model)
     weights = [p for p in model.parameters() if p.ndim > 1]
     assert len(norms) == len(weights) == 3 and [*norms][-1] == "head"
     for value, weight in zip(norms.values(), weights, strict=True):
@@ -106,7 +106,7 @@ def test_every_measure_has_its_images_and_lies_where_it_must():
     assert (arrays[estimate.CERTIFIED] <= best[:3] * (1 + 1e-5)).all()
     assert (arrays[estimate.NEAR] <= best[:5] * (1 + 1e-6)).all()
     assert told["estimate: median ratio"] == pytest.approx(np.median(arrays[estimate.PATH][-1] / best), rel=1e-3)
-    assert told["product of the norms"] == pytest.approx(np.prod([*estimate.spectral_norms(model).values()]))
+    assert told["product of the norms"] == pytest.approx(np.prod([*spectral_norms(model).values()]))
     # with the norms of the layers as they are, an MLP's feature margin over their product is a bound
     assert (arrays[estimate.PRODUCT] <= best * (1 + 1e-5)).all()
 
@@ -125,7 +125,7 @@ def test_the_weights_are_the_tables_and_tau_is_the_rows(name):
     for scale in ("quick", "laptop", "paper"):
         for unit in (unit for unit in find(name).units(scale) if unit.seed == 1):
             net = nets[unit.row]
-            made = estimate.job(nets, unit)
+            made = nets[unit.row].job(unit)
             table = next(
                 u for u in find(net.table).units(scale) if (u.row, u.seed, u.part) == (net.label, 1, "training")
             )

@@ -26,7 +26,7 @@ PARAMETERS = {
     defences.CONVNET: 145_578,
     defences.SMALL: 166_406,
 }
-TABLES = [*networks_reading.NETS, *defences_evidence.NETS]
+TABLES = [*networks_reading.NETS]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -57,7 +57,7 @@ def test_settings_are_those_of_the_paper(name):
         defences.CONVNET: "tau, ConvNet",
     }  # fmt: skip
     assert taus["AMR, Eq. 15"] == float(told(by_name.get(name, "tau, LeNet and LeNetSmall")))
-    if name in networks_reading.NETS:
+    if name in networks_evidence.ALL:
         assert recipe["epochs"] == int(told("epochs, LR" if "lr" in name else "epochs, MLP and CNN"))
     if "mlp" in name or "cnn" in name:
         assert list(recipe["snapshots"]) == [
@@ -70,7 +70,7 @@ def test_settings_are_those_of_the_paper(name):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_papers_attack_is_its_own(name):
-    images = (networks_reading.NETS | defences_evidence.NETS)[name][1]
+    images = networks_reading.NETS[name][1]
     for eps in images.attacked:
         part = find(name).parts[networks.at_eps(networks.ATTACK, eps)]
         ((attack),) = part["attacks"].values()
@@ -133,7 +133,7 @@ def row(images, rate=0.0, level=1.0, clean=0.97, sure=False, seed=0):
 
 def read(evidence, id_, rows_of, scale="laptop"):
     """The parts of a claim from all its networks; rows_of(images) -> row -> numbers."""
-    nets, parts = networks_reading.NETS | defences_evidence.NETS, []
+    nets, parts = networks_reading.NETS, []
     for one in evidence[id_]:
         (name,) = one.experiments
         parts += one.read({name: Table(name, rows_of(nets[name][1]), scale)})

@@ -35,3 +35,18 @@ def test_styled_gives_the_settings_back_after_an_error():
 
 def test_colours_and_markers_are_distinct():
     assert len(set(plots.PALETTE)) == len(plots.PALETTE) == len(set(plots.MARKERS))
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (2, 1), (3, 2)])
+def test_panels_are_as_many_as_asked_and_one_legend_names_each_label_once(count, rows):
+    with plots.styled():
+        figure, axes = plots.panels(count, height=2.0)
+        assert len(axes) == len(figure.axes) == count and figure.get_figheight() == 2.0 * rows
+        for k, axis in enumerate(axes):
+            axis.plot([0, 1], label="both")
+            axis.plot([1, 0], label=f"of {k}")
+        plots.legend(figure, axes)
+        assert [text.get_text() for text in figure.legends[0].texts] == ["both", *(f"of {k}" for k in range(count))]
+        figure.canvas.draw()
+        assert figure.legends[0].get_window_extent().y0 >= axes[0].get_tightbbox().y1  # above, not over, the panels
+        plt.close(figure)

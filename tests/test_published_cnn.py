@@ -201,6 +201,4 @@ def test_spectral_norms_are_those_of_the_flattened_weights(monkeypatch):
     monkeypatch.setattr(cnn.published, "NETWORKS", {"small": SimpleNamespace(layers=("conv1", "fc1"))})
     monkeypatch.setattr(cnn.published, "load", lambda name: network)
     expected = [np.linalg.norm(layer.weight.detach().flatten(1), 2) for layer in (network[0], network[2])]
-    assert cnn.spectral_norms("small") == pytest.approx(
-        dict(zip(("norm of conv1", "norm of fc1"), expected, strict=True))
-    )
+    assert cnn._norms("small") == pytest.approx(dict(zip(("norm of conv1", "norm of fc1"), expected, strict=True)))

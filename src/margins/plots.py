@@ -1,9 +1,13 @@
 """One look for every figure of the book, and the few drawing helpers that two pages share."""
 
+from collections.abc import Iterable
 from contextlib import contextmanager
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 #: Okabe and Ito's eight colours, as seaborn orders them: told apart by readers with any common colour blindness.
 PALETTE: tuple[str, ...] = tuple(sns.color_palette("colorblind", 8).as_hex())
@@ -44,3 +48,21 @@ def styled():
     with mpl.rc_context():
         style()
         yield
+
+
+def panels(count: int, columns: int = 2, height: float = 2.7) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels in rows of so many, each `height` inches high, and its axes in reading order."""
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(7.0, height * rows), squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.remove()
+    return figure, list(axes.flat[:count])
+
+
+def legend(figure: Figure, axes: Iterable[Axes], columns: int = 3) -> None:
+    """One legend above all panels: each label once, in the order in which the panels have them."""
+    named = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    figure.legend(named.values(), named, loc="outside upper center", ncols=columns)

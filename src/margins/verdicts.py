@@ -157,7 +157,7 @@ def page(claims: Mapping[str, Sequence[Difference | Check | Missing]], scale: st
             p=None if p_holm is None else p,
             p_holm=p_holm,
             reason="; ".join(reasons),
-            these_weights=any(j.these_weights for j in parts),
+            these_weights=all(j.these_weights for j in parts if j.part.relation != "missing"),
         )
     return found
 

@@ -27,7 +27,7 @@ from margins.margin.certified import certified_radius
 from margins.margin.deepfool import deepfool_margin
 from margins.margin.effective import effective_margin, effective_point
 from margins.margin.exact import binary_margin, feature_margin, linear_margin, logit_margin
-from margins.margin.lipschitz import LipschitzMargin, lipschitz_margin
+from margins.margin.lipschitz import LipschitzMargin, lipschitz_margin, spectral_norms
 from margins.margin.summary import Rate, accuracy_at, average, minimum, rate
 
 __all__ = [
@@ -48,4 +48,5 @@ __all__ = [
     "logit_margin",
     "minimum",
     "rate",
+    "spectral_norms",
 ]

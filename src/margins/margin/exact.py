@@ -60,7 +60,12 @@ def feature_margin(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     checks.labels(y, len(x), head.out_features)
     with frozen(model):
         logits = checks.logits(head(model.features(x)), len(x))
-    return _least(logits, _lengths(head.weight, 2), y)
+    return feature_distance(logits, head.weight, y)
+
+
+def feature_distance(logits: Tensor, weight: Tensor, y: Tensor) -> Tensor:
+    """`feature_margin` of the logits (B, K) of a linear head with the weight (K, D). Unchecked; keeps the graph."""
+    return _least(logits, _lengths(weight, 2), y)
 
 
 def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -93,5 +98,8 @@ def _lengths(weight: Tensor, dual: float) -> Tensor:
 
 def _least(logits: Tensor, lengths: Tensor, reference: Tensor) -> Tensor:
     """min over j != r of (f_r - f_j) / lengths[r, j], for each sample's reference class r."""
-    distances = ratio(logits.gather(1, reference[:, None]) - logits, lengths[reference])
-    return distances.scatter(1, reference[:, None], math.inf).amin(1)
+    own = reference[:, None]
+    rest = torch.ones_like(logits, dtype=torch.bool).scatter_(1, own, False)  # a length of 0 has no gradient to divide
+    gaps = logits.gather(1, own) - logits
+    gaps, lengths = (values[rest].view(len(logits), logits.shape[1] - 1) for values in (gaps, lengths[reference]))
+    return ratio(gaps, lengths).amin(1)

@@ -67,6 +67,16 @@ def lipschitz_margin(
     return LipschitzMargin(path[-1], counts, path)
 
 
+def spectral_norms(model: nn.Module) -> dict[str, float]:
+    """The spectral norm of each layer's weights, a convolution's flattened to (outputs, the rest), by its name.
+
+    Layers are those whose weights have two dimensions or more. Flattened, as AMR's penalty takes them, a convolution's
+    is the norm of the map that it is only where its kernel is 1 x 1. Cost: a singular value decomposition a layer.
+    """
+    weights = {name.removesuffix(".weight"): w for name, w in model.named_parameters() if w.ndim > 1}
+    return {name: torch.linalg.matrix_norm(w.detach().flatten(1), 2).item() for name, w in weights.items()}
+
+
 def _largest(model, x: Tensor, prediction: Tensor, noise: Noise, radius: float, counts: tuple[int, ...]) -> Tensor:
     """(M, B, K - 1): the largest length of the gaps' gradients among the first counts[i] points around each x."""
     largest, seen, rows = None, 0, []

@@ -13,7 +13,7 @@ from margins.attacks.pgd import OBJECTIVES, Near, kl_slope
 from margins.errors import MarginsError
 from margins.losses import NAMED, Loss, margin_cross_entropy
 from margins.models import frozen
-from margins.penalties.context import ADDED, MODES, Context, Part
+from margins.penalties.context import ADDED, MODES, Context, Part, Run
 
 BOX = (0.0, 1.0)
 
@@ -53,6 +53,11 @@ class PGD(Part):
             checks.number("step_size", self.step_size, 0, above=True)
         if checks.number("floor", self.floor, 0) and self.loss != "cross-entropy":
             raise MarginsError(f"floor: above 0 the loss must be 'cross-entropy', but it is {self.loss!r}")
+
+    def begin(self, run: Run) -> None:
+        super().begin(run)
+        if self.floor and run.threat.norm != 2:
+            raise MarginsError(f"floor: above 0 the norm must be 2, but the threat's is {run.threat.norm}")
 
     def __call__(self, context: Context, at: str = "clean") -> None:
         """Set the context's x_adv and crafted."""

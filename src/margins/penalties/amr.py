@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from margins import checks
+from margins import checks, losses
 from margins.errors import MarginsError
+from margins.margin.exact import feature_distance
 from margins.penalties.context import ADDED, PLACES, Context, Part, Run, in_mode
 
 #: How a margin a becomes a loss: H_tau(a) - H_0(a), H_tau(a), and min(max(-a, 0), tau), with H_s(a) = max(0, s - a).
@@ -25,30 +26,12 @@ def hinge(margins: Tensor, tau: float) -> Tensor:
     return (tau - margins).clamp(min=0.0)
 
 
-def lead(scores: Tensor, y: Tensor) -> Tensor:
-    """(B,) min over k != y of s_y - s_k: how far the true class leads the best other one, for scores (B, K)."""
-    own = y[:, None]
-    return scores.gather(1, own)[:, 0] - scores.scatter(1, own, -torch.inf).amax(1)
-
-
 def feature_scores(features: Tensor, weight: Tensor) -> Tensor:
     """(B, K) of features (B, D): w_k . Phi with the rows of weight (K, D) at length 1, and no bias (AMR, Eq. 14).
 
-    Their `lead` is the paper's distance in feature space. It lacks the division by |w_y - w_k|, which is up to 2.
+    The least gap of these is the paper's distance in feature space, without the division by |w_y - w_k|, up to 2.
     """
     return nn.functional.linear(features, nn.functional.normalize(weight))
-
-
-def feature_distance(logits: Tensor, weight: Tensor, y: Tensor) -> Tensor:
-    """(B,) min over k != y of (f_y - f_k) / |w_y - w_k|, signed: the distance to the boundary in feature space.
-
-    logits (B, K) of a linear head with the weight (K, D), whose rows must differ.
-    """
-    own = y[:, None]
-    rest = torch.ones_like(logits, dtype=torch.bool).scatter_(1, own, False)
-    gaps = (logits.gather(1, own) - logits)[rest].view(len(y), -1)
-    apart = torch.linalg.vector_norm(weight[:, None] - weight, dim=2)[y][rest].view(len(y), -1)
-    return (gaps / apart).amin(1)
 
 
 @dataclass
@@ -56,8 +39,8 @@ class AverageMargin(Part):
     """What Eq. 15 adds for each sample, (B,), up to a constant: a loss that falls as the margin a grows.
 
     tau: the truncation, in units of the scores.
-    normalised: a is the `lead` of `feature_scores`, as Eqs. 14 and 15 have it; else that of the logits, bias included,
-        as in the authors' code.
+    normalised: a is the least gap of `feature_scores`, as Eqs. 14 and 15 have it; else that of the logits, bias
+        included, as in the authors' code.
     divided: with normalised false, each gap of logits is divided by |w_y - w_k|: then a is the exact distance to the
         boundary in feature space, and on a linear model the margin itself, which neither paper nor code has.
     reading: "truncated" is tau - [a]_0^tau, Eq. 15: without gradient where a sample is wrong or its margin beyond tau.
@@ -94,11 +77,11 @@ class AverageMargin(Part):
 
     def __call__(self, context: Context, at: str) -> Tensor:
         if self.normalised:
-            margins = lead(feature_scores(context.features(at), context.model.head.weight), context.y)
+            margins = -losses.margin(feature_scores(context.features(at), context.model.head.weight), context.y)
         elif self.divided:
             margins = feature_distance(context.logits(at), context.model.head.weight, context.y)
         else:
-            margins = lead(context.logits(at), context.y)
+            margins = -losses.margin(context.logits(at), context.y)
         if self.reading == "shifted":
             return truncated(-margins, self.tau)
         return self.tau - truncated(margins, self.tau) if self.reading == "truncated" else hinge(margins, self.tau)
@@ -124,9 +107,9 @@ class WrongMargin(Part):
         slope = torch.zeros_like(_flat(weights))
         with in_mode(run.model, "eval"):
             with torch.no_grad():
-                wrong = torch.cat([lead(run.model(x), y) < 0 for x, y in _chunks(run.x, run.y)])
+                wrong = torch.cat([losses.margin(run.model(x), y) > 0 for x, y in _chunks(run.x, run.y)])
             for x, y in _chunks(run.x[wrong], run.y[wrong]):
-                loss = -lead(run.model(x), y).sum() / len(run.y)
+                loss = losses.margin(run.model(x), y).sum() / len(run.y)
                 slope += _flat(torch.autograd.grad(loss, weights))
         self.state = {"gradient": slope}
 

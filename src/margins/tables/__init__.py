@@ -62,7 +62,7 @@ class Columns:
             try:
                 attack(Fooled(10), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), **ball, **rest)
             except (TypeError, MarginsError) as error:
-                raise MarginsError(f"attack of {name}: {error} (norm and eps are the table's)") from None
+                raise MarginsError(f"attack of {name}: {error} (norm is the table's, eps too or Columns.eps)") from None
         if self.deepfool is not None:
             try:
                 deepfool_margin(Fooled(10), torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64), **self.deepfool)

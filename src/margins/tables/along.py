@@ -17,9 +17,8 @@ from margins.attacks.geometry import length
 from margins.attacks.race import race
 from margins.errors import MarginsError
 from margins.experiments import Outcome
-from margins.margin import deepfool_margin, lipschitz_margin
+from margins.margin import deepfool_margin, lipschitz_margin, logit_margin
 from margins.methods.rows import describe
-from margins.penalties.amr import lead
 from margins.tables.job import BATCH, Job, exact, stopping
 from margins.training import processes
 
@@ -43,7 +42,7 @@ def estimate(model: nn.Module, x: Tensor, y: Tensor, *, radius: float = 5.0, poi
 def gap(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """(B,) the logit of the true class minus the best other one."""
     with torch.no_grad():
-        return lead(model(x), y)
+        return logit_margin(model(x), y)
 
 
 def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -121,6 +121,15 @@ class Net:
             found[scale] = describe(config)
         return found
 
+    def job(self, unit: Unit, checkpoint: Checkpoint | None = None) -> Job:
+        """The table's job of the row's training, which finds or makes its weights; `trained` is in the unit."""
+        config = unit.config["trained"][unit.scale]
+        recipe, threat = (
+            kind(**{name: value for name, value in config[which].items() if name != "kind"})
+            for which, kind in (("recipe", Recipe), ("threat", Threat))
+        )
+        return Job(self.row, recipe, threat, replace(unit, config=config), checkpoint)
+
 
 _ONE = tuple((scale, 1) for scale in ("quick", "laptop", "paper"))
 #: A first epoch is that of the longer training: its rate, its batches. The ConvNet is trained for as long as a laptop
@@ -142,16 +151,6 @@ NETS = {
 }
 
 
-def job(unit: Unit, checkpoint: Checkpoint | None = None) -> Job:
-    """The table's job of a row's training, which finds or makes its weights."""
-    config = unit.config["trained"][unit.scale]
-    recipe, threat = (
-        kind(**{name: value for name, value in config[which].items() if name != "kind"})
-        for which, kind in (("recipe", Recipe), ("threat", Threat))
-    )
-    return Job(NETS[unit.row].row, recipe, threat, replace(unit, config=config), checkpoint)
-
-
 @torch.no_grad()
 def classes(model: nn.Module, x: Tensor) -> Tensor:
     """The predicted classes (N,) of samples x (N, ...)."""
@@ -160,7 +159,7 @@ def classes(model: nn.Module, x: Tensor) -> Tensor:
 
 def measure(unit: Unit, checkpoint: Checkpoint) -> Outcome:
     """DeepFool and Race on a trained network."""
-    made, config = job(unit, checkpoint), unit.config
+    made, config = NETS[unit.row].job(unit, checkpoint), unit.config
     model, kept = made.model("last")
     facts = {"weights": kept["digest"]}
     if kept["status"] == "diverged":

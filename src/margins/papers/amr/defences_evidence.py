@@ -1,34 +1,18 @@
 """What AMR's claims about other defences are read from: the tables of `defences` (Table 2)."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from margins.claims import Difference, Evidence
 from margins.experiments import Results
 from margins.papers.amr.defences import CONVNET, LENET, SMALL, SMALL_CIFAR
-from margins.papers.amr.networks import CIFAR, MNIST, Images
-from margins.papers.amr.networks_reading import AMR, STD, Part, Read, clean, compared, leads, robust, seeds
+from margins.papers.amr.networks import MNIST, Images
+from margins.papers.amr.networks_reading import AMR, STD, Part, Read, clean, compared, leads, over, robust, seeds
 from margins.papers.paired import Measure, difference
 
 DD, ADV, PROPER = "DD", "Adv", "Adv, proper"
 #: Adversarial training counts as published and as it should be.
 OTHERS = (DD, ADV, PROPER)
-NETS = {
-    LENET: ("LeNet", MNIST),
-    CONVNET: ("ConvNet", CIFAR),
-    SMALL: ("LeNetSmall, MNIST", MNIST),
-    SMALL_CIFAR: ("LeNetSmall, CIFAR-10", CIFAR),
-}
 PAIRS = [(row, other) for row in AMR for other in OTHERS]
-
-
-def _over(names: Sequence[str], read: Read) -> tuple[Evidence, ...]:
-    def of(name: str) -> Evidence:
-        since = "gpu" if NETS[name][1] is CIFAR else "quick"
-        return Evidence((name,), lambda at: read(*NETS[name], at[name]), since=since)
-
-    return tuple(map(of, names))
 
 
 def _at_all(images: Images) -> Measure:
@@ -96,12 +80,12 @@ def _raises_average(label: str, images: Images, results: Results) -> list[Part]:
 
 
 EVIDENCE: dict[str, tuple[Evidence, ...]] = {
-    "amr-abs-regularizer-more-robust": _over((LENET, CONVNET), leads(AMR, STD, lambda images: images.eps)),
-    "amr-s1-margin-defences-raise-average": _over((LENET,), _raises_average),
-    "amr-t2-beats-std": _over((LENET, CONVNET), _beats_std),
-    "amr-t2-mnist-best-overall": _over((LENET,), _mean(">")),
-    "amr-t2-mnist-behind-at-small-eps": _over((LENET,), _behind),
-    "amr-t2-cifar-comparable": _over((CONVNET,), _mean("within", 5.0)),
-    "amr-t2-clean-comparable": _over((LENET, CONVNET), _clean),
-    "amr-t2-beats-mmr": _over((SMALL, SMALL_CIFAR), _beats_mmr),
+    "amr-abs-regularizer-more-robust": over((LENET, CONVNET), leads(AMR, STD, lambda images: images.eps)),
+    "amr-s1-margin-defences-raise-average": over((LENET,), _raises_average),
+    "amr-t2-beats-std": over((LENET, CONVNET), _beats_std),
+    "amr-t2-mnist-best-overall": over((LENET,), _mean(">")),
+    "amr-t2-mnist-behind-at-small-eps": over((LENET,), _behind),
+    "amr-t2-cifar-comparable": over((CONVNET,), _mean("within", 5.0)),
+    "amr-t2-clean-comparable": over((LENET, CONVNET), _clean),
+    "amr-t2-beats-mmr": over((SMALL, SMALL_CIFAR), _beats_mmr),
 }

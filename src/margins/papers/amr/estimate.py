@@ -17,15 +17,13 @@ from margins.attacks.deepfool import deepfool
 from margins.attacks.race import race
 from margins.checkpoints import Checkpoint
 from margins.experiments import Experiment, Outcome, Unit, register
-from margins.margin import certified_radius, feature_margin, lipschitz_margin
+from margins.margin import certified_radius, feature_margin, lipschitz_margin, spectral_norms
 from margins.papers.amm.attack import Net, near
 from margins.papers.amr import defences, networks
 from margins.papers.amr.estimate_search import searched_margin
 from margins.papers.amr.published_cnn import NETWORKS
 from margins.penalties.amr import AverageMargin
-from margins.penalties.context import Threat
-from margins.tables.job import PERMUTATION, REVISIONS, Job, exact
-from margins.training import Recipe
+from margins.tables.job import PERMUTATION, REVISIONS, exact
 
 NAME, PUBLISHED, NORMS = "amr/estimate", "amr/published-estimate", "amr/norms"
 #: The paper's ball, and its number of points (appendix F).
@@ -39,12 +37,6 @@ LENGTHS = (NEAR, SEARCHED, CERTIFIED, PRODUCT)
 def counts(points: int) -> list[int]:
     """The numbers of points of an estimate's path: 1, 2, 4, ... and all."""
     return [*(2**i for i in range((points - 1).bit_length())), points]
-
-
-def spectral_norms(model: nn.Module) -> dict[str, float]:
-    """The spectral norm of each layer's weights, a convolution's flattened to (outputs, the rest), by its name."""
-    weights = {name.removesuffix(".weight"): w for name, w in model.named_parameters() if w.ndim > 1}
-    return {name: torch.linalg.matrix_norm(w.detach().flatten(1), 2).item() for name, w in weights.items()}
 
 
 def _norms(model: nn.Module) -> dict[str, float]:
@@ -115,22 +107,12 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, sizes: Mapping[str, int], se
     return Outcome({name: float(value) for name, value in metrics.items()}, arrays=kept)
 
 
-def job(nets: Mapping[str, Net], unit: Unit, checkpoint: Checkpoint | None = None) -> Job:
-    """The table's job of a row's training, which finds or makes its weights."""
-    config = unit.config["trained"][unit.scale]
-    recipe, threat = (
-        kind(**{name: value for name, value in config[which].items() if name != "kind"})
-        for which, kind in (("recipe", Recipe), ("threat", Threat))
-    )
-    return Job(nets[unit.row].row, recipe, threat, replace(unit, config=config), checkpoint)
-
-
 def run(nets: Mapping[str, Net], ask: Callable[..., Outcome]) -> Callable[[list[Unit], Checkpoint], list[Outcome]]:
     """A run of an experiment whose rows are `nets`: ask(model, x, y, sizes, seed) of the last weights."""
 
     def one(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
         (unit,) = units
-        made, sizes = job(nets, unit, checkpoint), unit.config["counts"][unit.scale]
+        made, sizes = nets[unit.row].job(unit, checkpoint), unit.config["counts"][unit.scale]
         model, kept = made.model("last")
         facts = {"weights": kept["digest"]}
         if kept["status"] == "diverged":

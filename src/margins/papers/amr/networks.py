@@ -178,7 +178,7 @@ along(
     LINEAR | {"inputs": 784},
     rows(5.0, 5.0),
     "AMR and the trade-off on MNIST: logistic regression",
-    {"laptop": (59_000, 200, SOME), "paper": (59_000, 1000, (*SOME, 500, 1000))},
+    {"laptop": (MNIST.images, 200, SOME), "paper": (MNIST.images, 1000, (*SOME, 500, 1000))},
     minutes=(2, 0.1),
 )
 along(
@@ -187,7 +187,7 @@ along(
     ONE_LAYER | {"inputs": 784},
     rows(5.0, 5.0),
     "AMR and the trade-off on MNIST: the MLP of Table 1",
-    {"laptop": (59_000, 25, (1, 2, 4, 8, 16, 25)), "paper": (59_000, 200, ESTIMATED)},
+    {"laptop": (MNIST.images, 25, (1, 2, 4, 8, 16, 25)), "paper": (MNIST.images, 200, ESTIMATED)},
     minutes=(7, 0.3),
 )
 along(
@@ -196,7 +196,7 @@ along(
     OF_MNIST,
     rows(10.0, 40.0),
     "AMR and the trade-off on MNIST: the CNN of Table 1",
-    {"laptop": (10_000, 40, (1, 2, 5, 10, 20, 40)), "paper": (59_000, 200, ESTIMATED)},
+    {"laptop": (10_000, 40, (1, 2, 5, 10, 20, 40)), "paper": (MNIST.images, 200, ESTIMATED)},
     columns=FEWER,
     minutes=(7, 1.0),
 )
@@ -206,7 +206,7 @@ along(
     LINEAR | {"inputs": 3072},
     rows(5.0, 5.0),
     "AMR and the trade-off on CIFAR-10: logistic regression",
-    {"laptop": (10_000, 200, SOME), "paper": (49_000, 1000, (*SOME, 500, 1000))},
+    {"laptop": (10_000, 200, SOME), "paper": (CIFAR.images, 1000, (*SOME, 500, 1000))},
     minutes=(2, 0.2),
 )
 along(
@@ -215,7 +215,7 @@ along(
     ONE_LAYER | {"inputs": 3072},
     rows(10.0, 10.0),
     "AMR and the trade-off on CIFAR-10: the MLP of Table 1",
-    {"laptop": (5000, 20, (1, 2, 5, 10, 20)), "paper": (49_000, 200, ESTIMATED)},
+    {"laptop": (5000, 20, (1, 2, 5, 10, 20)), "paper": (CIFAR.images, 200, ESTIMATED)},
     minutes=(5, 0.4),
 )
 along(
@@ -224,6 +224,6 @@ along(
     OF_CIFAR | {"dropout": 0.5},
     rows(10.0, 10.0),
     "AMR and the trade-off on CIFAR-10: the CNN of Table 1",
-    {"gpu": (20_000, 50, ESTIMATED[:6]), "paper": (49_000, 200, ESTIMATED)},
+    {"gpu": (20_000, 50, ESTIMATED[:6]), "paper": (CIFAR.images, 200, ESTIMATED)},
     columns=FEWER,
 )

@@ -9,11 +9,12 @@ from scipy.stats import spearmanr
 
 from margins.claims import Difference, Evidence, Missing
 from margins.experiments import Results
-from margins.papers.amr.networks import CIFAR_CNN, CIFAR_LR, CIFAR_MLP, CNN, LR, MLP, Images
+from margins.papers.amr.networks import CIFAR_CNN, CIFAR_LR, CIFAR_MLP, CNN, LR, MLP, VALIDATION, Images
 from margins.papers.amr.networks_reading import (
     AMR,
     LCR,
     STD,
+    UNITS,
     Part,
     Read,
     along,
@@ -32,7 +33,7 @@ from margins.papers.amr.networks_reading import (
 )
 from margins.papers.paired import difference
 
-MLPS, LINEAR = (MLP, CIFAR_MLP), (LR, CIFAR_LR)
+MLPS = (MLP, CIFAR_MLP)
 #: The networks of Table 1, and of Figure 3; and those whose average margin is claimed to fall.
 TABLE1, ALL = (MLP, CNN, CIFAR_MLP, CIFAR_CNN), (LR, MLP, CNN, CIFAR_LR, CIFAR_MLP, CIFAR_CNN)
 FALLING = (MLP, CIFAR_MLP, CIFAR_CNN)
@@ -132,7 +133,7 @@ def _early(ones: tuple[str, ...], weights: str, other_weights: str) -> Read:
                     f"{label}, {names[0]} - {names[1]}, distance",
                     np.where(lost, np.nan, values.mean(1)),
                     ">",
-                    unit="input units",
+                    unit=UNITS,
                     images=values[~lost].mean(0) if not lost.all() else None,
                     failed=int(lost.sum()),
                 )
@@ -159,8 +160,8 @@ def _no_overfitting(label: str, images: Images, results: Results) -> list[Part]:
     """Held-out error: the mean of the last five epochs minus the least mean of five."""
     errors = 100.0 - results.curve(STD, "validation clean")
     means = np.stack([np.convolve(one, np.ones(5) / 5, "valid") for one in errors])
-    most = 0.3 if images.data == "mnist" else 1.0
-    return [seeds(f"{label}, held-out error, end - least", means[:, -1] - means.min(1), "<", most, "points", 0.02)]
+    most, step = 0.3 if images.data == "mnist" else 1.0, 100 / (5 * VALIDATION)
+    return [seeds(f"{label}, held-out error, end - least", means[:, -1] - means.min(1), "<", most, "points", step)]
 
 
 def _shifts_left(label: str, images: Images, results: Results) -> list[Part]:

@@ -7,7 +7,8 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from margins.claims import Check, Difference, Evidence, Missing
-from margins.experiments import Results
+from margins.experiments import Results, find
+from margins.papers.amr.defences import CONVNET, LENET, SMALL, SMALL_CIFAR
 from margins.papers.amr.networks import (
     ATTACK,
     CIFAR,
@@ -36,6 +37,10 @@ NETS: dict[str, tuple[str, Images]] = {
     CIFAR_LR: ("CIFAR LR", CIFAR),
     CIFAR_MLP: ("CIFAR MLP", CIFAR),
     CIFAR_CNN: ("CIFAR CNN", CIFAR),
+    LENET: ("LeNet", MNIST),
+    CONVNET: ("ConvNet", CIFAR),
+    SMALL: ("LeNetSmall, MNIST", MNIST),
+    SMALL_CIFAR: ("LeNetSmall, CIFAR-10", CIFAR),
 }
 UNITS, ESTIMATE = "input units", "estimate"
 #: The share of images without another class up to which an epoch has margins.
@@ -45,10 +50,10 @@ Read = Callable[[str, Images, Results], Sequence[Part]]
 
 
 def over(names: Sequence[str], read: Read) -> tuple[Evidence, ...]:
-    """One evidence a network: what read(label, images, results) says of it. The CIFAR CNN is for a GPU."""
+    """One evidence a network: what read(label, images, results) says of it. What no laptop trains is for a GPU."""
 
     def of(name: str) -> Evidence:
-        since = "gpu" if name == CIFAR_CNN else "quick"
+        since = "quick" if "laptop" in find(name).scales else "gpu"
         return Evidence((name,), lambda at: read(*NETS[name], at[name]), since=since)
 
     return tuple(map(of, names))
@@ -105,9 +110,9 @@ def robust(eps: float) -> Measure:
     """(results, row) -> (S, N), in points whether an image withstands PGD on the margin and Race within eps."""
 
     def measure(results: Results, row: str) -> np.ndarray:
-        kept = results.samples(row, f"{at_eps(MARGIN, eps)}, last").astype(float)
-        far = results.samples(row, f"{RACE} distance, last")[:, : kept.shape[1]]
-        return 100.0 * np.minimum(kept, np.where(np.isnan(far), np.nan, far > eps))
+        withstood = results.samples(row, f"{at_eps(MARGIN, eps)}, last").astype(float)
+        far = results.samples(row, f"{RACE} distance, last")[:, : withstood.shape[1]]
+        return 100.0 * np.minimum(withstood, np.where(np.isnan(far), np.nan, far > eps))
 
     return measure
 

@@ -16,28 +16,22 @@ from margins.attacks.pgd import pgd
 from margins.attacks.race import race
 from margins.checkpoints import Checkpoint
 from margins.experiments import Experiment, Outcome, Results, Unit, register
+from margins.margin import spectral_norms
+from margins.methods.average_margin import FLOOR
+from margins.papers.amr import networks
 
 NAME = "amr/published-cnn"
 #: The rows of Table 1, and the networks.
 NETWORKS = {"Std": "mnist-cnn-std", "LCR": "mnist-cnn-lcr", "AMR": "mnist-cnn-amr"}
 #: The budgets of Table 1, l2 in input units.
 EPS = (0.5, 1.0, 1.5, 2.0)
-#: The attack library that the authors used divides a gradient by its length, but at least by this; and a smaller one.
-FLOOR, TINY = 1e-6, 1e-30
+#: Less than `FLOOR`, with which the authors' attack library divides short gradients.
+TINY = 1e-30
 #: The images that every attack saw.
 COMMON = 500
 
-#: The paper gives steps and step size (appendix F); loss, start and floor are those of the authors' code.
-PAPER = {
-    "attack": "pgd",
-    "loss": "cross-entropy",
-    "start": "image",
-    "keep": "last",
-    "steps": 1000,
-    "step_size": 0.01,
-    "floor": FLOOR,
-    "images": COMMON,
-}
+#: The paper's attack as its authors' code has it.
+PAPER = networks.PAPER | {"images": COMMON}
 #: With gradients this short all steps of the paper's attack together are as long as one step should be.
 STILL = FLOOR / PAPER["steps"]
 #: A step is 2.5 / steps of the budget: enough to cross the ball and to turn.
@@ -198,14 +192,13 @@ def _published(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
             "median gap": np.median(arrays["gap"]),
             "images with a gradient below the floor": 100 * (arrays["gradient"] < FLOOR).mean(),
             "images that stand still": 100 * (arrays["gradient at the start"] < STILL).mean(),
-        } | spectral_norms(unit.config["network"])
+        } | _norms(unit.config["network"])
     return [Outcome(metrics, arrays=arrays)]
 
 
-def spectral_norms(network: str) -> dict[str, float]:
-    """The spectral norm of each layer's weights, those of a convolution flattened to (outputs, inputs x kernel)."""
-    weights = [value for name, value in published.load(network).state_dict().items() if name.endswith("weight")]
-    norms = [torch.linalg.matrix_norm(weight.flatten(1), 2).item() for weight in weights]
+def _norms(network: str) -> dict[str, float]:
+    """Of the layers, by the names in the published file."""
+    norms = spectral_norms(published.load(network)).values()
     return {f"norm of {layer}": n for layer, n in zip(published.NETWORKS[network].layers, norms, strict=True)}
 
 

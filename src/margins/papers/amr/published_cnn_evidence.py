@@ -14,6 +14,8 @@ from margins.experiments import Results
 from margins.papers.amr.published_cnn import BUDGET, EPS, NAME, NETWORKS, PRINTED_EPS, distances, robust, row, worst
 
 PAPER, OTHERS = "paper's attack", Missing("MLP; CIFAR-10 models")
+#: Beside parts that are read from networks trained here.
+WHOSE = "the authors' CNN"
 #: How far a layer's spectral norm may be from 1 to be called close to it.
 CLOSE = 0.2
 
@@ -21,7 +23,7 @@ CLOSE = 0.2
 def _of_images(label: str, images: np.ndarray, relation: str, delta: float = 0.0, unit: str = "points") -> Difference:
     """The mean of one number an image, of given weights."""
     return Difference(
-        label,
+        f"{WHOSE}: {label}",
         np.array([images.mean()]),
         relation,
         delta,
@@ -99,7 +101,7 @@ def _unit_norms(results: Results) -> list[Check | Missing]:
         record = results.records[row(network, "no attack")][0]
         norms = np.array([value for name, value in record.metrics.items() if name.startswith("norm of ")])
         far = np.abs(norms - 1).max()
-        label = f"{network}: largest |spectral norm - 1| of a layer"
+        label = f"{WHOSE}: {network}: largest |spectral norm - 1| of a layer"
         parts.append(Check(label, np.array([far < CLOSE]), far, f"< {CLOSE}", these_weights=True))
     return parts
 

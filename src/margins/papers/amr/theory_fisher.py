@@ -9,8 +9,9 @@ from torch.nn import functional
 
 from margins import checks
 from margins.experiments import Outcome
+from margins.margin import logit_margin
 from margins.papers.measured import measured
-from margins.penalties.amr import hinge, lead, truncated
+from margins.penalties.amr import hinge, truncated
 
 NAME = "amr/fisher"
 #: The losses that section 4.1 names, as functions of the margin.
@@ -198,7 +199,7 @@ def multiclass(seed: int, draws: int, lam: float, tau: float) -> dict[str, float
     """
     ticks = torch.linspace(-4, 4, 201, dtype=torch.float64)
     scores = functional.pad(torch.cartesian_prod(ticks, ticks), (0, 1))
-    leads = torch.stack([lead(scores, torch.full((len(scores),), k)) for k in range(3)], 1)
+    leads = torch.stack([logit_margin(scores, torch.full((len(scores),), k)) for k in range(3)], 1)
     generator = torch.Generator().manual_seed(seed)
     found = {"cross-entropy": [], "truncated": [], "hinge": []}
     for _ in range(draws):

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from margins import datasets, planar
 from margins.attacks.race import race
 from margins.experiments import Outcome
-from margins.margin import feature_margin, logit_margin
+from margins.margin import feature_margin, logit_margin, spectral_norms
 from margins.margin.chain import layers
 from margins.margin.exact import ratio
 from margins.margin.layers import Convolution, Dense
 from margins.models import CNN, MLP, Linear, frozen
 from margins.papers.amr.theory import clouds, predicted, trained
 from margins.papers.measured import measured
-from margins.penalties.amr import feature_scores, lead
+from margins.penalties.amr import feature_scores
 from margins.training.plain import fit
 
 NAME = "amr/feature-margin"
@@ -67,7 +67,7 @@ def images(data: str, seed: int, training: int, shown: int, hidden: tuple[int, .
 
 def lengths(model: MLP) -> float:
     """The product of the spectral norms of the layers below the head: at least Lip(Phi) (section 4.2)."""
-    return float(np.prod([torch.linalg.matrix_norm(layer.weight.detach(), 2).item() for layer in model.hidden]))
+    return float(np.prod([norm for name, norm in spectral_norms(model).items() if name != "head"]))
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def feature_bounds(model: MLP, x: Tensor) -> dict[str, Tensor]:
     scores = feature_scores(model.features(x), model.head.weight)
     return {
         "distance": feature_margin(model, x, y) / lip,
-        "Eq. 14": lead(scores, y).abs() / lip,
+        "Eq. 14": logit_margin(scores, y).abs() / lip,
         "logits": logit_margin(model(x), y) / lip,
     }
 
@@ -125,7 +125,7 @@ def head(kind: str, seed: int, classes: int, features: int, points: int) -> dict
     model = Linear(features, len(w), bias=False).double().requires_grad_(False)
     model.head.weight.copy_(w)
     own = model(phi).argmax(1)
-    distance, printed = feature_margin(model, phi, own), lead(feature_scores(phi, w), own)
+    distance, printed = feature_margin(model, phi, own), logit_margin(feature_scores(phi, w), own)
     normal = w[own][:, None] - w
     gap = ratio((normal * phi[:, None]).sum(2), normal.norm(dim=2)).scatter(1, own[:, None], torch.inf)
     chosen = gap.argmin(1)

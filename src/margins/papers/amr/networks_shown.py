@@ -1,0 +1,134 @@
+"""What the pages on AMR's Tables 1 and 2 show alike: accuracies beside the printed ones, and those at every eps."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from margins.claims import published
+from margins.experiments import Results, find, results
+from margins.papers.amr.networks import MARGIN, PAPER_IMAGES, Images, at_eps
+from margins.papers.amr.networks_reading import NETS, attacked, clean, distance, robust
+from margins.papers.paired import Measure, mean, said
+
+#: The paper's names of the models.
+_MODELS = {"mlp": "MLP", "cnn": "CNN", "lenet": "LeNet", "convnet": "ConvNet", "lenet-small": "LeNetSmall"}
+
+
+def printed(table: str, name: str) -> pd.DataFrame:
+    """The lines of one of the paper's tables, "table1" or "table2", that are about a network."""
+    lines, net = published("amr", table), find(name).settings
+    data = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[net["data"]]
+    return lines[(lines["dataset"] == data) & (lines["model"] == _MODELS[net["model"]["name"]])]
+
+
+def as_printed(row: str) -> str:
+    """The method of the paper that a row is a version of."""
+    return row.split(",")[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What is recorded at a scale of some networks' tables. found: name of the table -> its results."""
+
+    scale: str
+    found: Mapping[str, Results]
+
+    @classmethod
+    def of(cls, names: Sequence[str], scale: str) -> "Shown":
+        """Those of the tables that have the scale."""
+        there = [name for name in names if scale in find(name).scales]
+        return cls(scale, {name: results(name, scale, partial=True) for name in there})
+
+    def label(self, name: str) -> str:
+        return NETS[name][0]
+
+    def images(self, name: str) -> Images:
+        return NETS[name][1]
+
+    def sound(self, name: str) -> list[str]:
+        """The rows that were run, and of which no seed diverged."""
+        return [row for row in self.found[name].records if not self.found[name].diverged(row).any()]
+
+    @property
+    def drawn(self) -> list[str]:
+        """The networks with such rows."""
+        return [name for name in self.found if self.sound(name)]
+
+    def notes(self) -> str:
+        """What is missing, and what diverged, as a line of text each."""
+        missing, diverged = (
+            [f"{row} of the {self.label(name)}" for name in self.found for row in rows(name)]
+            for rows in (
+                lambda name: [row for row in find(name).rows if row not in self.found[name].records],
+                lambda name: [row for row in self.found[name].records if row not in self.sound(name)],
+            )
+        )
+        how = f"`margins record {next(iter(self.found))} --scale {self.scale} --jobs 2`"
+        lines = [f"**Not run**: {'; '.join(missing)}. They are made by commands such as {how}."] * bool(missing)
+        lines += [f"A seed diverged: {'; '.join(diverged)}."] * bool(diverged)
+        return "\n\n".join(lines) or "All rows have been run, and none diverged."
+
+    def failed(self) -> pd.DataFrame:
+        """The sanity checks that failed, empty where none did."""
+        return pd.DataFrame(
+            {
+                "network": self.label(name),
+                "check": check,
+                "evaluation": part,
+                "failed of": ", ".join(f"{row} ({count})" for row, count in seeds.items()),
+            }
+            for name in self.found
+            for (check, part), seeds in sorted(self.found[name].failed_checks().items())
+        )
+
+    def accuracies(self, name: str, table: str, ways: bool = False) -> pd.DataFrame:
+        """A line a row: accuracies in % as printed in the paper's table, by the paper's attack, and in the worst case.
+
+        ways: with Race's mean distance to a wrong class too.
+        """
+        eps, paper, lines = self.images(name).eps, printed(table, name).set_index("method"), []
+        for row in find(name).rows:
+            values = {
+                "row": row,
+                "clean, paper": paper["clean"][as_printed(row)],
+                "clean": self._said(name, row, clean, 2),
+            }
+            for one in eps:
+                values[f"eps {one:g}, paper"] = paper[f"pgd_eps{one}"][as_printed(row)]
+                if one in self.images(name).attacked:
+                    values[f"eps {one:g}, paper's attack"] = self._said(name, row, attacked(one))
+                values[f"eps {one:g}"] = self._said(name, row, robust(one))
+            if ways:
+                values["distance"] = self._said(name, row, distance, 2, "input units")
+            lines.append(values)
+        return pd.DataFrame(lines).dropna(axis=1, how="all")
+
+    def _said(self, name: str, row: str, measure: Measure, digits: int = 1, unit: str = "points") -> str | None:
+        return said(mean(self.found[name], row, measure, unit), digits) if row in self.sound(name) else None
+
+    def caption(self, name: str) -> str:
+        """What `accuracies` are of."""
+        strong = find(name).parts[at_eps(MARGIN, self.images(name).eps[0])]["images"]
+        return (
+            f"{self.label(name)}: accuracy in %, as printed, under the paper's attack on {PAPER_IMAGES} images, and "
+            f"the worst case of PGD on the margin and Race on {strong}; l2, with 95 % intervals over "
+            f"{len(self.found[name].seeds)} seeds and the images"
+        )
+
+    def every_eps(self, name: str) -> Iterator[tuple[str, np.ndarray, list[float], list[float]]]:
+        """Of each sound row: accuracies in % at every eps of `grid` by Race, and by the two attacks within a budget.
+
+        Those are PGD on the margin at the data's budgets, and the paper's attack at those at which it was run.
+        """
+        of, table = self.images(name), self.found[name]
+        for row in self.sound(name):
+            far = distance(table, row)
+            race = np.array([100 * (far > eps).mean() for eps in self.grid(name)])
+            strong = [100 * table.samples(row, f"{at_eps(MARGIN, eps)}, last").mean() for eps in of.eps]
+            yield row, race, strong, [attacked(eps)(table, row).mean() for eps in of.attacked]
+
+    def grid(self, name: str) -> np.ndarray:
+        """Budgets from none to beyond the largest of the data."""
+        return np.linspace(0, 1.4 * self.images(name).eps[-1], 200)
