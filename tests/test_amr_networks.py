@@ -8,7 +8,15 @@ import pytest
 from margins import models
 from margins.claims import Missing, published
 from margins.experiments import EXPERIMENTS, find
-from margins.papers.amr import EVIDENCE, defences, defences_evidence, networks, networks_evidence, networks_reading
+from margins.papers.amr import (
+    EVIDENCE,
+    defences,
+    defences_evidence,
+    networks,
+    networks_evidence,
+    networks_numbers,
+    networks_reading,
+)
 from margins.papers.amr.networks_reading import AMR, LCR, STD, epochs, robust
 from margins.verdicts import page
 
@@ -251,3 +259,45 @@ def test_the_small_ones_decide_on_a_laptop_and_the_others_on_a_gpu():
     (_, missing) = part.read({networks.CNN: Table(networks.CNN, as_printed(networks.MNIST))})
     assert isinstance(missing, Missing) and missing.exists
     assert {name for parts in EVIDENCE.values() for one in parts for name in one.experiments} <= set(EXPERIMENTS)
+
+
+def at_print(name, off=False):
+    """Rows of which the paper's attack leaves what the paper prints, and whose estimate is the printed one, or not."""
+    images, table = networks_reading.NETS[name][1], "table2" if name in (defences.LENET, defences.CONVNET) else "table1"
+    rng, found = np.random.default_rng(0), {}
+    for label in find(name).rows:
+        line = networks_reading.printed(table, name).loc[networks_reading.as_printed(label)]
+        share = (float(line[f"pgd_eps{images.eps[-1]}"]) + (20 if off else 0)) / 100
+        kept = np.arange(2000) < 2000 * share + rng.integers(-1, 2, (SEEDS, 1))
+        found[label] = row(images) | {f"{networks.at_eps(networks.ATTACK, images.eps[-1])}, last": kept}
+        if table == "table1":
+            values = float(line["avg_margin"]) * (1 + 0.01 * rng.standard_normal((SEEDS, 2, 500)))
+            values *= 3.0 if off and label == STD else 1.0
+            found[label]["estimate, along"] = values
+    return Table(name, found, "paper")
+
+
+@pytest.mark.parametrize("id_", [id_ for id_ in networks_numbers.EVIDENCE if "factor" not in id_])
+def test_printed_numbers_are_met_by_what_measures_them_and_by_nothing_else(id_):
+    meets, misses = (
+        [part for one in networks_numbers.EVIDENCE[id_] for n in one.experiments for part in one.read({n: made(n)})]
+        for made in (at_print, lambda name: at_print(name, off=True))
+    )
+    assert page({id_: meets}, "paper")[id_].outcome == "supported", [vars(part) for part in meets]
+    assert page({id_: misses}, "paper")[id_].outcome == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("id_", "factors"),
+    [("amr-f3-lr-mlp-factor-2-to-3", {2.0: True, 3.2: True, 1.6: False, 3.6: False})]
+    + [("amr-f3-cnn-factor-1.5-to-2", {1.5: True, 2.1: True, 1.2: False, 2.4: False})],
+)
+def test_the_factor_of_the_average_margin_is_judged_network_by_network(id_, factors):
+    for factor, held in factors.items():
+        parts = []
+        for one in networks_numbers.EVIDENCE[id_]:
+            (name,) = one.experiments
+            ours = networks_numbers.ran(Table(name, {}))
+            rows = {STD: row(networks.MNIST), ours: row(networks.MNIST, level=factor)}
+            parts += one.read({name: Table(name, rows, "paper")})
+        assert page({id_: parts}, "paper")[id_].outcome == ("supported" if held else "contradicted"), factor

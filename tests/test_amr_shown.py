@@ -7,7 +7,8 @@ import pytest
 
 from margins.experiments import find
 from margins.papers.amr import defences, networks, networks_reading
-from margins.papers.amr.networks_shown import Shown, as_printed, printed
+from margins.papers.amr.networks_reading import as_printed, printed
+from margins.papers.amr.networks_shown import Shown
 
 NAME, IMAGES = networks.MLP, 1000
 
@@ -43,7 +44,7 @@ def shown():
 def test_accuracies_stand_beside_the_printed_ones(shown):
     lines = shown.accuracies(NAME, "table1", ways=True).set_index("row")
     assert list(lines.index) == list(find(NAME).rows)
-    paper = printed("table1", NAME).set_index("method")
+    paper = printed("table1", NAME)
     assert lines["eps 2, paper"].tolist() == [paper["pgd_eps2.0"][row.split(",")[0]] for row in lines.index]
     assert lines["clean"]["Std"].startswith("99.90") and lines["eps 1"]["Std"].startswith("74.8")
     assert lines["eps 2, paper's attack"]["Std"].startswith("50.0") and lines["distance"]["Std"].startswith("2.00")
@@ -77,6 +78,6 @@ def test_every_network_of_a_table_has_its_lines_in_the_paper():
     for name in networks_reading.NETS:
         table = "table1" if name.endswith(("mlp", "-cnn")) else "table2"
         if not name.endswith("-lr"):  # of which no table tells
-            methods = set(printed(table, name)["method"])
+            methods = set(printed(table, name).index)
             assert {as_printed(row) for row in find(name).rows} <= methods, name
     assert Shown.of([networks.MLP, networks.CIFAR_CNN, defences.CONVNET], "laptop").found.keys() == {networks.MLP}

@@ -9,6 +9,7 @@ from margins.papers.amr import (
     estimate_evidence,
     logistic_evidence,
     networks_evidence,
+    networks_numbers,
     published_cnn_evidence,
     theory_evidence,
 )
@@ -27,6 +28,7 @@ EVIDENCE = _joined(
     logistic_evidence.EVIDENCE,
     theory_evidence.EVIDENCE,
     networks_evidence.EVIDENCE,
+    networks_numbers.EVIDENCE,
     estimate_evidence.EVIDENCE,
     cost_evidence.EVIDENCE,
     defences_evidence.EVIDENCE,

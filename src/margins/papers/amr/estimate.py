@@ -164,7 +164,7 @@ def _nets(tables: Mapping[str, tuple[str, Mapping[str, Any]]], labels: tuple[str
 
 LABELS = ("Std", "LCR", "AMR, Eq. 15", "AMR, released")
 _FIVE, _LENET = networks.rows(5.0, 5.0), defences.rows(defences.TAU["LeNet"])
-_MLP, _CNN = ("MLP", (networks.MLP, _FIVE)), ("CNN", (networks.CNN, networks.rows(10.0, 40.0)))
+_MLP, _CNN = ("MLP", (networks.MLP, _FIVE)), ("CNN", (networks.CNN, networks.OF_CNN))
 NETS = _nets(dict([_MLP, _CNN]), LABELS)
 NORM_NETS = _nets(dict([("LR", (networks.LR, _FIVE)), _MLP, _CNN, ("LeNet", (defences.LENET, _LENET))]), LABELS)
 #: By scale: images of the estimate, its points, and of how many images the rest is made; "most" points of "many".

@@ -107,7 +107,7 @@ def _after_level(label: str, images: Images, results: Results) -> list[Part]:
 
 def _better_indicator(label: str, images: Images, results: Results) -> list[Part]:
     """Spearman's correlation with the robust accuracy at a middle eps over rows and epochs: average minus minimum."""
-    eps, rows = images.eps[1], list(results.records)
+    eps, rows = images.eps[1], [row for row in results.records if not results.diverged(row).any()]
     margins = np.stack([along(results, row) for row in rows], 1)  # (S, rows, E, N)
     train = np.stack([along(results, row, split="train") for row in rows], 1)
     kept = (margins > eps).mean(3).reshape(len(margins), -1)

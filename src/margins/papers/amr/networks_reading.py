@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import kendalltau
 
-from margins.claims import Check, Difference, Evidence, Missing
+from margins.claims import Check, Difference, Evidence, Missing, published
 from margins.experiments import Results, find
 from margins.papers.amr.defences import CONVNET, LENET, SMALL, SMALL_CIFAR
 from margins.papers.amr.networks import (
@@ -25,6 +26,9 @@ from margins.papers.amr.networks import (
     at_eps,
 )
 from margins.papers.paired import Measure, difference, worst
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STD, LCR, EQUATION, RELEASED = "Std", "LCR", "AMR, Eq. 15", "AMR, released"
 #: What a claim about AMR must hold for: its equation, and the code that ran it.
@@ -45,8 +49,22 @@ NETS: dict[str, tuple[str, Images]] = {
 UNITS, ESTIMATE = "input units", "estimate"
 #: The share of images without another class up to which an epoch has margins.
 NOTHING = 0.01
+#: The paper's names of the models.
+MODELS = {"mlp": "MLP", "cnn": "CNN", "lenet": "LeNet", "convnet": "ConvNet", "lenet-small": "LeNetSmall"}
 Part = Difference | Check | Missing
 Read = Callable[[str, Images, Results], Sequence[Part]]
+
+
+def printed(table: str, name: str) -> "pd.DataFrame":
+    """The lines of "table1" or "table2" of the paper that are about a network, as text, by method."""
+    lines, net = published("amr", table), find(name).settings
+    data = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[net["data"]]
+    return lines[(lines["dataset"] == data) & (lines["model"] == MODELS[net["model"]["name"]])].set_index("method")
+
+
+def as_printed(row: str) -> str:
+    """The method of the paper that a row is a version of."""
+    return row.split(",")[0]
 
 
 def over(names: Sequence[str], read: Read) -> tuple[Evidence, ...]:

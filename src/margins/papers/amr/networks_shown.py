@@ -6,26 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from margins.claims import published
 from margins.experiments import Results, find, results
 from margins.papers.amr.networks import MARGIN, PAPER_IMAGES, Images, at_eps
-from margins.papers.amr.networks_reading import NETS, attacked, clean, distance, robust
+from margins.papers.amr.networks_reading import NETS, as_printed, attacked, clean, distance, printed, robust
 from margins.papers.paired import Measure, mean, said
-
-#: The paper's names of the models.
-_MODELS = {"mlp": "MLP", "cnn": "CNN", "lenet": "LeNet", "convnet": "ConvNet", "lenet-small": "LeNetSmall"}
-
-
-def printed(table: str, name: str) -> pd.DataFrame:
-    """The lines of one of the paper's tables, "table1" or "table2", that are about a network."""
-    lines, net = published("amr", table), find(name).settings
-    data = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[net["data"]]
-    return lines[(lines["dataset"] == data) & (lines["model"] == _MODELS[net["model"]["name"]])]
-
-
-def as_printed(row: str) -> str:
-    """The method of the paper that a row is a version of."""
-    return row.split(",")[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +72,15 @@ class Shown:
 
         ways: with Race's mean distance to a wrong class too.
         """
-        eps, paper, lines = self.images(name).eps, printed(table, name).set_index("method"), []
+        eps, paper, lines = self.images(name).eps, printed(table, name), []
         for row in find(name).rows:
             values = {
                 "row": row,
-                "clean, paper": paper["clean"][as_printed(row)],
+                "clean, paper": paper.loc[as_printed(row), "clean"],
                 "clean": self._said(name, row, clean, 2),
             }
             for one in eps:
-                values[f"eps {one:g}, paper"] = paper[f"pgd_eps{one}"][as_printed(row)]
+                values[f"eps {one:g}, paper"] = paper.loc[as_printed(row), f"pgd_eps{one}"]
                 if one in self.images(name).attacked:
                     values[f"eps {one:g}, paper's attack"] = self._said(name, row, attacked(one))
                 values[f"eps {one:g}"] = self._said(name, row, robust(one))
