@@ -154,6 +154,7 @@ def as_printed(images):
     found |= {name: row(images, 0.0, 1.6, 0.94) for name in AMR}
     return found | {
         "DD": row(images, 0.0, 1.3, 0.97),
+        defences.SCRATCH: row(images, 0.0, 1.1, 0.96),
         "Adv": row(images, 0.0, 1.4, 0.96),
         "Adv, proper": row(images, 0.0, 1.4, 0.96),
     }
@@ -165,6 +166,7 @@ def turned(images):
     found |= {name: row(images, -0.1, 0.7, 0.96) for name in AMR}
     return found | {
         "DD": row(images, 0.0, 1.7, 0.90),
+        defences.SCRATCH: row(images, 0.0, 1.9, 0.95),
         "Adv": row(images, 0.0, 1.7, 0.90),
         "Adv, proper": row(images, 0.0, 1.8, 0.93),
     }
@@ -207,11 +209,12 @@ def test_other_defences_are_read_alike():
         ("amr-t2-mnist-best-overall", "supported"),
         ("amr-t2-beats-mmr", "supported"),
         ("amr-t2-mnist-behind-at-small-eps", "undecided"),
+        ("amr-s53-dd-only-fine-tuning", "supported"),
     ):
         parts = read(defences_evidence.EVIDENCE, id_, as_printed)
         found = page({id_: parts}, "laptop")[id_]
         assert found.outcome == outcome, (id_, found)
-    for id_ in ("amr-t2-beats-std", "amr-t2-mnist-best-overall", "amr-t2-beats-mmr"):
+    for id_ in ("amr-t2-beats-std", "amr-t2-mnist-best-overall", "amr-t2-beats-mmr", "amr-s53-dd-only-fine-tuning"):
         parts = read(defences_evidence.EVIDENCE, id_, turned)
         assert page({id_: parts}, "laptop")[id_].outcome == "contradicted"
 
@@ -289,8 +292,10 @@ def test_printed_numbers_are_met_by_what_measures_them_and_by_nothing_else(id_):
 
 @pytest.mark.parametrize(
     ("id_", "factors"),
-    [("amr-f3-lr-mlp-factor-2-to-3", {2.0: True, 3.2: True, 1.6: False, 3.6: False})]
-    + [("amr-f3-cnn-factor-1.5-to-2", {1.5: True, 2.1: True, 1.2: False, 2.4: False})],
+    [
+        ("amr-f3-lr-mlp-factor-2-to-3", {2.0: True, 3.2: True, 1.6: False, 3.6: False}),
+        ("amr-f3-cnn-factor-1.5-to-2", {1.5: True, 2.1: True, 1.2: False, 2.4: False}),
+    ],
 )
 def test_the_factor_of_the_average_margin_is_judged_network_by_network(id_, factors):
     for factor, held in factors.items():

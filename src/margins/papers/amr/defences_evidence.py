@@ -1,10 +1,12 @@
 """What AMR's claims about other defences are read from: the tables of `defences` (Table 2)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from margins.claims import Difference, Evidence
 from margins.experiments import Results
-from margins.papers.amr.defences import CONVNET, LENET, SMALL, SMALL_CIFAR
+from margins.papers.amr.defences import CONVNET, LENET, SCRATCH, SMALL, SMALL_CIFAR
 from margins.papers.amr.networks import MNIST, Images
 from margins.papers.amr.networks_reading import AMR, STD, Part, Read, clean, compared, leads, over, robust, seeds
 from margins.papers.paired import Measure, difference
@@ -20,11 +22,11 @@ def _at_all(images: Images) -> Measure:
     return lambda results, row: np.mean([robust(eps)(results, row) for eps in images.eps], axis=0)
 
 
-def _mean(relation: str, delta: float = 0.0) -> Read:
+def _mean(pairs: Sequence[tuple[str, str]], relation: str, delta: float = 0.0) -> Read:
     def read(label: str, images: Images, results: Results) -> list[Difference]:
         return [
             difference(f"{label}, mean over eps", (results, a), (results, b), _at_all(images), relation, delta)
-            for a, b in PAIRS
+            for a, b in pairs
         ]
 
     return read
@@ -83,9 +85,10 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
     "amr-abs-regularizer-more-robust": over((LENET, CONVNET), leads(AMR, STD, lambda images: images.eps)),
     "amr-s1-margin-defences-raise-average": over((LENET,), _raises_average),
     "amr-t2-beats-std": over((LENET, CONVNET), _beats_std),
-    "amr-t2-mnist-best-overall": over((LENET,), _mean(">")),
+    "amr-t2-mnist-best-overall": over((LENET,), _mean(PAIRS, ">")),
     "amr-t2-mnist-behind-at-small-eps": over((LENET,), _behind),
-    "amr-t2-cifar-comparable": over((CONVNET,), _mean("within", 5.0)),
+    "amr-t2-cifar-comparable": over((CONVNET,), _mean(PAIRS, "within", 5.0)),
     "amr-t2-clean-comparable": over((LENET, CONVNET), _clean),
+    "amr-s53-dd-only-fine-tuning": over((LENET,), _mean([(DD, SCRATCH)], ">")),
     "amr-t2-beats-mmr": over((SMALL, SMALL_CIFAR), _beats_mmr),
 }
