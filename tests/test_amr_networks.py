@@ -17,7 +17,7 @@ from margins.papers.amr import (
     networks_numbers,
     networks_reading,
 )
-from margins.papers.amr.networks_reading import AMR, LCR, STD, epochs, robust
+from margins.papers.amr.networks_reading import AMR, LCR, RELEASED, STD, epochs, robust
 from margins.verdicts import page
 
 SEEDS, IMAGES = 3, 1000
@@ -246,6 +246,20 @@ def test_a_network_of_which_the_attack_found_nothing_has_its_longest_way():
     values = networks_reading.along(table, STD)
     assert np.isfinite(values).all() and values[0, 0, 0] == np.abs(values).max()
     assert epochs(table) == list(KEPT)
+
+
+def test_epochs_at_which_a_row_has_no_boundary_are_left_out_of_its_curves_alone():
+    found = as_printed(networks.MNIST)
+    found[LCR]["Race, along, train"][1, 0, :20] = np.inf  # of one seed, two images in a hundred
+    found[LCR]["Race, along, train"][1, 1, :10] = np.inf  # one in a hundred, which is few
+    table = Table(networks.MLP, found)
+    assert epochs(table) == epochs(table, AMR[0]) == list(KEPT)
+    assert epochs(table, LCR) == epochs(table, STD, LCR) == list(KEPT[1:])
+    assert networks_reading.along(table, LCR).shape == (SEEDS, 3, IMAGES)
+    found[RELEASED]["Race, along, train"][:] = np.inf
+    assert epochs(table, RELEASED) == list(KEPT[-1:])
+    one = networks_reading.along(table, STD, "gap", at=[5])
+    np.testing.assert_array_equal(one[:, 0], found[STD]["gap, along"][:, KEPT.index(5)])
 
 
 def test_the_small_ones_decide_on_a_laptop_and_the_others_on_a_gpu():

@@ -108,10 +108,9 @@ def _after_level(label: str, images: Images, results: Results) -> list[Part]:
 def _better_indicator(label: str, images: Images, results: Results) -> list[Part]:
     """Spearman's correlation with the robust accuracy at a middle eps over rows and epochs: average minus minimum."""
     eps, rows = images.eps[1], [row for row in results.records if not results.diverged(row).any()]
-    margins = np.stack([along(results, row) for row in rows], 1)  # (S, rows, E, N)
-    train = np.stack([along(results, row, split="train") for row in rows], 1)
-    kept = (margins > eps).mean(3).reshape(len(margins), -1)
-    average, least = np.abs(margins).mean(3).reshape(kept.shape), train.min(3).reshape(kept.shape)
+    margins = np.concatenate([along(results, row) for row in rows], 1)  # (S, rows and epochs, N)
+    least = np.concatenate([along(results, row, split="train").min(2) for row in rows], 1)
+    kept, average = (margins > eps).mean(2), np.abs(margins).mean(2)
     values = [
         spearmanr(a, k).statistic - spearmanr(m, k).statistic for a, m, k in zip(average, least, kept, strict=True)
     ]
@@ -145,13 +144,14 @@ def _early(ones: tuple[str, ...], weights: str, other_weights: str) -> Read:
 
 def _no_sacrifice(label: str, images: Images, results: Results) -> list[Part]:
     """The relative change of AMR's average margin, and its change beside standard training's."""
-    std, found = _change(_average(results, STD)), []
+    found = []
     for row in AMR:
-        curve = _average(results, row)
+        at = epochs(results, row, STD)
+        curve, std = (np.abs(along(results, one, at=at)).mean(2) for one in (row, STD))
         relative = 100.0 * _change(curve) / curve[:, 0]
         found += [
             seeds(f"{label}, {row}, relative change of the average margin", relative, ">", -5.0, "%"),
-            seeds(f"{label}, {row} - {STD}, change of the average margin", _change(curve) - std, ">"),
+            seeds(f"{label}, {row} - {STD}, change of the average margin", _change(curve) - _change(std), ">"),
         ]
     return found
 

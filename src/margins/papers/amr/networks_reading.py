@@ -87,18 +87,15 @@ def kept(results: Results) -> list[int]:
     return list(results.records[STD][0].config["recipe"]["snapshots"])
 
 
-def epochs(results: Results, told: bool = True) -> list[int]:
-    """Those of `kept` at which the networks have margins; told false: their places among all.
+def epochs(results: Results, *rows: str) -> list[int]:
+    """Those of `kept` at which these rows have margins, by default standard training.
 
     A network that still puts every image into one class has none: left out are epochs at which Race found no other
-    class for more than a hundredth of the training images, in a row and seed of any.
+    class for more than a hundredth of the training images, in any seed. The last epoch stays where it is the only one.
     """
+    lost = [np.isinf(results.samples(row, f"{RACE}, along, train")).mean(2).max(0) for row in rows or (STD,)]
     every = kept(results)
-    lost = np.zeros(len(every))
-    for row in results.records:
-        lost = np.maximum(lost, np.isinf(results.samples(row, f"{RACE}, along, train")).mean(2).max(0))
-    places = [place for place in range(len(every)) if lost[place] <= NOTHING]
-    return [every[place] for place in places] if told else places
+    return [epoch for epoch, most in zip(every, np.max(lost, axis=0), strict=True) if most <= NOTHING] or every[-1:]
 
 
 def estimated(results: Results) -> list[int]:
@@ -108,20 +105,24 @@ def estimated(results: Results) -> list[int]:
     return [later[0], later[-1]]
 
 
-def along(results: Results, row: str, what: str = RACE, split: str = "test") -> np.ndarray:
-    """(S, E, N) signed margins at `epochs`, by Race or another column; nan where a seed diverged.
+def along(
+    results: Results, row: str, what: str = RACE, split: str = "test", at: Sequence[int] | None = None
+) -> np.ndarray:
+    """(S, E, N) signed margins by Race, or another column, at the epochs `at`, by default the row's own `epochs`.
 
-    The "estimate" was made at two epochs. An attack that found nothing counts as its longest way.
+    nan where a seed diverged. The "estimate" was made at two epochs. An attack that found nothing counts as its longest
+    way.
     """
     found = results.samples(row, f"{what}, along" + ", train" * (split == "train")).astype(float)
-    found = found if what == ESTIMATE else found[:, epochs(results, told=False)]
+    if what != ESTIMATE:
+        found = found[:, [kept(results).index(epoch) for epoch in (epochs(results, row) if at is None else at)]]
     longest = np.abs(found[np.isfinite(found)]).max(initial=0.0)
     return np.where(np.isinf(found), np.sign(found) * longest, found)
 
 
 def last(what: str = RACE) -> Measure:
     """(results, row) -> (S, N), |m| of test images at the last epoch: what AMR's average margin is the mean of."""
-    return lambda results, row: np.abs(along(results, row, what)[:, -1])
+    return lambda results, row: np.abs(along(results, row, what, at=kept(results)[-1:])[:, -1])
 
 
 def robust(eps: float) -> Measure:
