@@ -52,6 +52,11 @@ def test_accuracies_stand_beside_the_printed_ones(shown):
     assert [column for column in lines if "attack" in column] == ["eps 1, paper's attack", "eps 2, paper's attack"]
 
 
+def test_the_caption_tells_the_images_of_the_scale(shown):
+    assert "attack on 200 images" in shown.caption(NAME) and "Race on 500; l2" in shown.caption(NAME)
+    assert "attack on 2000 images" in Shown("paper", shown.found).caption(NAME)
+
+
 def test_what_is_missing_and_what_diverged_is_told(shown):
     assert shown.sound(NAME) == ["Std"] and shown.drawn == [NAME]
     notes = shown.notes()

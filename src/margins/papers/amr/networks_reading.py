@@ -67,6 +67,12 @@ def as_printed(row: str) -> str:
     return row.split(",")[0]
 
 
+def count(name: str, scale: str, column: str) -> int:
+    """How many images a table's column looks at."""
+    declared = find(name)
+    return declared.scales[scale]["parts"].get(column, declared.parts[column])["images"]
+
+
 def over(names: Sequence[str], read: Read) -> tuple[Evidence, ...]:
     """One evidence a network: what read(label, images, results) says of it. What no laptop trains is for a GPU."""
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from margins.experiments import Results, find, results
-from margins.papers.amr.networks import MARGIN, PAPER_IMAGES, Images, at_eps
-from margins.papers.amr.networks_reading import NETS, as_printed, attacked, clean, distance, printed, robust
+from margins.papers.amr.networks import ATTACK, MARGIN, Images, at_eps
+from margins.papers.amr.networks_reading import NETS, as_printed, attacked, clean, count, distance, printed, robust
 from margins.papers.paired import Measure, mean, said
 
 
@@ -94,9 +94,13 @@ class Shown:
 
     def caption(self, name: str) -> str:
         """What `accuracies` are of."""
-        strong = find(name).parts[at_eps(MARGIN, self.images(name).eps[0])]["images"]
+        of = self.images(name)
+        weak, strong = (
+            count(name, self.scale, at_eps(attack, eps))
+            for attack, eps in ((ATTACK, of.attacked[0]), (MARGIN, of.eps[0]))
+        )
         return (
-            f"{self.label(name)}: accuracy in %, as printed, under the paper's attack on {PAPER_IMAGES} images, and "
+            f"{self.label(name)}: accuracy in %, as printed, under the paper's attack on {weak} images, and "
             f"the worst case of PGD on the margin and Race on {strong}; l2, with 95 % intervals over "
             f"{len(self.found[name].seeds)} seeds and the images"
         )
