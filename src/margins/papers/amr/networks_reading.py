@@ -47,8 +47,8 @@ NETS: dict[str, tuple[str, Images]] = {
     SMALL_CIFAR: ("LeNetSmall, CIFAR-10", CIFAR),
 }
 UNITS, ESTIMATE = "input units", "estimate"
-#: The share of images without another class up to which an epoch has margins.
-NOTHING = 0.01
+#: A network that is right less than this times as often as in the end has hardly begun to learn.
+BEGUN = 0.5
 #: The paper's names of the models.
 MODELS = {"mlp": "MLP", "cnn": "CNN", "lenet": "LeNet", "convnet": "ConvNet", "lenet-small": "LeNetSmall"}
 Part = Difference | Check | Missing
@@ -94,14 +94,14 @@ def kept(results: Results) -> list[int]:
 
 
 def epochs(results: Results, *rows: str) -> list[int]:
-    """Those of `kept` at which these rows have margins, by default standard training.
+    """Those of `kept` at which these rows, by default standard training, are `BEGUN`, on training images, in all seeds.
 
-    A network that still puts every image into one class has none: left out are epochs at which Race found no other
-    class for more than a hundredth of the training images, in any seed. The last epoch stays where it is the only one.
+    Before, a network puts nearly all images into one class: then it has no boundary, or one far from all images, and
+    what falls afterwards is the distance to the first one.
     """
-    lost = [np.isinf(results.samples(row, f"{RACE}, along, train")).mean(2).max(0) for row in rows or (STD,)]
-    every = kept(results)
-    return [epoch for epoch, most in zip(every, np.max(lost, axis=0), strict=True) if most <= NOTHING] or every[-1:]
+    right = [(results.samples(row, "gap, along, train") > 0).mean(2) for row in rows or (STD,)]
+    begun = np.min([(one >= BEGUN * one[:, -1:]).all(0) for one in right], axis=0)
+    return [epoch for epoch, known in zip(kept(results), begun, strict=True) if known]
 
 
 def estimated(results: Results) -> list[int]:
