@@ -50,7 +50,7 @@ PAPER = {
 #: The images that it sees but at the scale "paper", where printed numbers are claims.
 PAPER_IMAGES = 200
 #: The learning rate of AMR in the authors' script, a fifth of the paper's. With the tau of 40 it has to be: with the
-#: paper's the logits of the CNN run away until they are not finite.
+#: paper's the logits of the CNN can run away until they are not finite.
 SLOW = 0.002
 #: Names of columns.
 ATTACK, MARGIN, RACE = "paper's attack", "margin PGD", "Race"
