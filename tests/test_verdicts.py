@@ -55,6 +55,13 @@ def test_given_weights_have_the_t_test_over_images():
     assert (part.seeds, part.images, part.df) == (1, 300, 299)
 
 
+def test_a_verdict_is_about_given_weights_only_where_no_part_is_about_others():
+    images = RNG(1).normal(0.3, 1.0, 300)
+    given = Difference("a - b", [images.mean()], ">", images=images, these_weights=True)
+    trained = Difference("c - d", [0.3, 0.31, 0.29], ">")
+    assert decide(given, Missing("e - f")).these_weights and not decide(given, trained).these_weights
+
+
 def test_both_variances_add_with_their_own_quantiles():
     values, images = np.array([1.0, 2.0, 3.0]), np.array([0.0, 4.0] * 8)
     seeds, over = 1 / 3, np.var(images, ddof=1) / 16

@@ -70,8 +70,8 @@ def lipschitz_margin(
 def spectral_norms(model: nn.Module) -> dict[str, float]:
     """The spectral norm of each layer's weights, a convolution's flattened to (outputs, the rest), by its name.
 
-    Layers are those whose weights have two dimensions or more. Flattened, as AMR's penalty takes them, a convolution's
-    is the norm of the map that it is only where its kernel is 1 x 1. Cost: a singular value decomposition a layer.
+    Layers are those whose weights have two dimensions or more. AMR's penalty flattens them too, though that is the norm
+    of a convolution as a map only where its kernel is 1 x 1. Cost: a singular value decomposition a layer.
     """
     weights = {name.removesuffix(".weight"): w for name, w in model.named_parameters() if w.ndim > 1}
     return {name: torch.linalg.matrix_norm(w.detach().flatten(1), 2).item() for name, w in weights.items()}
