@@ -47,16 +47,21 @@ def narrow():
     return models.build("mlp", inputs=1, hidden=(64, 64, 64), classes=4)
 
 
-@pytest.mark.parametrize(
-    "name", ["ST", "AT", "TRADES", "AT+HE", "AT+L-Softmax", "IGR", "TRADES+IGR", "AT+EMR", "LMA-AT", "MMA", "AMM"]
-)
+NAMES = ("ST", "AT", "TRADES", "AT+HE", "AT+L-Softmax", "IGR", "TRADES+IGR", "AT+EMR", "LMA-AT", "MMA", "AMM")
+ROWS = {name: METHODS[name] for name in NAMES} | {
+    "EMR": regularised.exact_emr(METHODS["ST"], 0.1),
+    "EMR, 3 probes": regularised.exact_emr(METHODS["AT"], 0.1, probes=3),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_the_count_is_the_arithmetic_that_is_done(name):
     net = narrow()
     data = drawn(net)
     with Arithmetic() as forward, torch.no_grad():
         net(data.x)
     with Arithmetic() as done:
-        found = cost(METHODS[name], net, data, threat=THREAT)
+        found = cost(ROWS[name], net, data, threat=THREAT)
     # it runs two steps, and asks four times for the logits of two samples, AMM's regulariser twice more
     asked = 6 if name == "AMM" else 4
     arithmetic = (done.total / forward.total - asked * 2 / 40) / 2
@@ -112,6 +117,11 @@ B, R = baselines, regularised
         (B.he_alp(), B.he_alp, "Costs 26.", 26, 26), (B.l_softmax(), B.l_softmax, "Costs 3,", 3, 3),
         (B.l_softmax(craft=PGD()), B.l_softmax, "with a craft (PGD on plain logits) 23.", 23, 23),
         (B.mma(), B.mma, "Costs 36 where all samples are right", 36, 36),
+        (B.am_softmax(), B.am_softmax, "Costs 3,", 3, 3),
+        (B.am_softmax(craft=PGD()), B.am_softmax, "(PGD without the margin) 23.", 23, 23),
+        (R.exact_emr(B.plain(), 0.1), R.exact_emr, "Costs 3 more a class or probe", 15, 16),
+        (R.exact_emr(B.plain(), 0.1, probes=1), R.exact_emr, "1 more with BatchNorm", 6, 7),
+        (R.exact_emr(B.at(), 0.1), R.exact_emr, "Costs 3 more a class", 35, 36),
         (R.igr(), R.igr, "6 of standard training", 6, 6), (R.igr(row=B.at()), R.igr, "26 of AT.", 26, 26),
         (R.at_emr(), R.at_emr, "Costs 27, or 26 without", 26, 27), (R.lma_at(), R.lma_at, "Costs 26.", 26, 26),
         (R.ours(B.at(), beta=0.0), R.ours, "Costs 23 where", 23, 23), (R.ours(B.at()), R.ours, "else 26.", 26, 26),

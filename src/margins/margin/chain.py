@@ -23,7 +23,7 @@ def layers(model: nn.Module, x: Tensor) -> list[Layer]:
     x. A maximum of rectified numbers is the rectified maximum: pooling comes first, and fewer neurons need a bound.
     """
     shape, chain = tuple(x.shape[1:]), []
-    for module in _modules(model):
+    for module in modules(model):
         layer, shape = _layer(module, shape, x.device)
         if isinstance(layer, Pool) and chain and isinstance(chain[-1], Relu):
             chain.insert(-1, layer)
@@ -42,10 +42,11 @@ def layers(model: nn.Module, x: Tensor) -> list[Layer]:
     return chain
 
 
-def _modules(model: nn.Module) -> Iterator[nn.Module]:
+def modules(model: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a Sequential or a chain of `margins.models`, in order; of another model itself."""
     if type(model) is nn.Sequential:
         for child in model:
-            yield from _modules(child)
+            yield from modules(child)
     elif type(model) in (models.Linear, models.MLP):
         yield nn.Flatten()
         for hidden in getattr(model, "hidden", ()):

@@ -136,6 +136,16 @@ def l_softmax(
     return Row(craft, (term,), head=Head("bias-free"), source="Liu et al. 2016, Eqs. 4 to 7")
 
 
+def am_softmax(scale: float = 30.0, margin: float = 0.35, craft: Part | None = None) -> Row:
+    """Additive-margin softmax: cross-entropy of scale x (cosine - margin of the true class), scale and margin fixed.
+
+    Features and rows of the head have length 1, so that the loss has no scale of its own to fall by. Defaults: its
+    authors'. Costs 3, with a craft (PGD without the margin) 23.
+    """
+    term = Term(_shifted(margin, scale), "adversarial" if craft else "clean")
+    return Row(craft, (term,), head=Head("cosine", scale), source="Wang et al. 2018, Eq. 6")
+
+
 def mma(clean: float = 1 / 3, **settings) -> Row:
     """MMA: cross-entropy at each sample's own boundary, where that is near, + `clean` x that of clean samples.
 

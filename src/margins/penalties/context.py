@@ -147,9 +147,9 @@ class Context:
         """A new generator of this step, on the CPU; `stream` tells apart what is drawn for different ends."""
         return _generator(self.seed, stream)
 
-    def noise(self, x: Tensor) -> Noise:
+    def noise(self, x: Tensor, stream: int = 0) -> Noise:
         """Random numbers of this step for each sample of x, which is the whole batch where several runs share it."""
-        return Noise(x, [_generator(seed, 0) for seed in self.seeds or (self.seed,)])
+        return Noise(x, [_generator(seed, stream) for seed in self.seeds or (self.seed,)])
 
     def input(self, at: str, mode: str = "train") -> Tensor:
         """The samples at a place; where the logits of that mode are differentiated to the input, the tensor to use."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from margins.attacks.found import misclassified, rivals
 from margins.attacks.geometry import column, dot, length
+from margins.penalties.jacobian import gradients
 from margins.penalties.kinks import piecewise_linear
 
 #: Samples x classes whose gradients are taken in one backward: as many as matrix products of a CPU like, and of a model
@@ -19,10 +20,11 @@ from margins.penalties.kinks import piecewise_linear
 ROWS = {"cpu": 300, "cpu, convolutions": 100, "cuda": 1000}
 
 
-def _rows(model: nn.Module, device: torch.device) -> int:
-    """Which of ROWS is the model's."""
+def at_once(model: nn.Module, x: Tensor) -> int:
+    """Of how many classes the gradients to x (B, ...) are taken in one backward."""
     convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return ROWS["cuda" if device.type == "cuda" else "cpu, convolutions" if convolutions else "cpu"]
+    rows = ROWS["cuda" if x.is_cuda else "cpu, convolutions" if convolutions else "cpu"]
+    return max(1, rows // len(x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +104,7 @@ class _Walk:
     def __init__(self, model, x: Tensor, y: Tensor, wrong: Tensor, order: Tensor, steps: int, overshoot: float):
         self.model, self.x, self.y, self.wrong, self.order = model, x, y, wrong, order
         self.steps, self.overshoot = steps, overshoot
-        self.moved, self.path, self.rows = torch.zeros_like(x), [], _rows(model, x.device)
+        self.moved, self.path = torch.zeros_like(x), []
         self.curved = False
 
     def go(self, here: Tensor, known: tuple[Tensor, Tensor] | None = None) -> None:
@@ -120,7 +122,7 @@ class _Walk:
             leave = torch.where(wrong, logits.detach().scatter(1, y[:, None], -math.inf).argmax(1), y)
             towards = torch.where(wrong[:, None], y[:, None], self.order[here])
             towards = towards[:, :1] if wrong.all() else towards
-            found, gap, w = nearest(logits, point, leave, towards, max(1, self.rows // len(here)))
+            found, gap, w = nearest(logits, point, leave, towards, at_once(self.model, point))
             step = Step(here, leave, found, gap, w, point.detach()).of(found >= 0)
             here = step.samples
             self.path.append(step)
@@ -147,7 +149,7 @@ def nearest(
         direction = logits.new_zeros(len(part), count, classes)
         direction[:, sample, leave] = 1.0
         direction.scatter_(2, part[:, :, None], -1.0)
-        w = _gradients(logits, point, direction)
+        w = gradients(logits, point, direction, graph=False)
         squared = torch.linalg.vecdot(w.flatten(2), w.flatten(2))
         if not torch.isfinite(squared).all():  # the model's own doing: such an entry counts as 0
             w = w.nan_to_num(0.0, 0.0, 0.0)
@@ -159,21 +161,6 @@ def nearest(
         least, chosen = torch.where(nearer, size, least), torch.where(nearer, part, chosen)
         best_gap = torch.where(nearer, gap, best_gap)
     return chosen, best_gap, best
-
-
-def _gradients(logits: Tensor, point: Tensor, direction: Tensor) -> Tensor:
-    """The gradients (C, n, ...) to point of direction (C, n, K) times logits, all at once where `torch.vmap` can."""
-
-    def gradient(along: Tensor) -> Tensor:
-        settings = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        return torch.autograd.grad(logits, point, along, **settings)[0]
-
-    if len(direction) > 1:
-        try:
-            return torch.vmap(gradient)(direction)
-        except RuntimeError:  # a backward of the model's own that has no rule for it
-            pass
-    return torch.stack([gradient(along) for along in direction])
 
 
 def lengths(model: nn.Module, paths: Paths, chosen: Tensor, second_order: bool = True) -> Tensor:

@@ -70,7 +70,10 @@ def cost(row: Row, model: nn.Module, data: Data, *, threat: Threat, batch_size: 
     def back(gradient: Tensor, samples: int, node: torch.autograd.graph.Node | None) -> None:
         again = torch.is_grad_enabled()  # then this is a backward that will be differentiated itself
         if torch._C._functorch.is_batchedtensor(gradient):  # of several classes at once, to the input
-            passes["input", samples] += len(torch._C._functorch.get_unwrapped(gradient))
+            classes = len(torch._C._functorch.get_unwrapped(gradient))
+            passes["input", samples] += classes
+            if again:
+                passes["twice", samples] += classes
             return
         full = node is not None and _executed(node)  # or is it for the input alone?
         passes["full" if full else "input", samples] += 1
