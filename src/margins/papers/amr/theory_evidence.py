@@ -1,28 +1,16 @@
 """What the claims on AMR's theory are read from: exact checks of the experiments of the theory_*.py beside."""
 
-import numpy as np
-
-from margins.claims import Check, Evidence
+from margins.claims import Evidence
 from margins.papers.amr import theory, theory_fisher, theory_lipschitz, theory_networks
+from margins.papers.measured import checked
 
 PLANE, FISHER, FEATURES, LIPSCHITZ = (m.NAME for m in (theory, theory_fisher, theory_networks, theory_lipschitz))
 _ROWS = {module.NAME: module.ROWS for module in (theory, theory_fisher, theory_networks, theory_lipschitz)}
-_HOLDS = {"<=": np.less_equal, "<": np.less, ">=": np.greater_equal, ">": np.greater}
 
 
 def _checked(name: str, rows: str, *bounds: tuple[str, str, float]) -> Evidence:
-    """That the metrics of all rows that begin so keep their bounds, (metric, relation, bound) each."""
-
-    def read(at) -> list[Check]:
-        chosen = [row for row in _ROWS[name] if row.startswith(rows)]
-        return [
-            Check(f"{row}: {metric}", _HOLDS[relation](values, bound), values, f"{relation} {bound:g}")
-            for row in chosen
-            for metric, relation, bound in bounds
-            for values in (at[name].metric(row, metric),)
-        ]
-
-    return Evidence((name,), read)
+    """Of all rows that begin so."""
+    return checked(name, (row for row in _ROWS[name] if row.startswith(rows)), *bounds)
 
 
 EVIDENCE = {

@@ -1,0 +1,5 @@
+"""EMR: effective margin regularization (Liu, Chan). Its experiments, and what its claims rest on."""
+
+from margins.papers.emr import theory_evidence
+
+EVIDENCE = {**theory_evidence.EVIDENCE}
