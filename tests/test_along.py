@@ -18,7 +18,7 @@ from margins.penalties.context import Threat
 from margins.recording import record
 from margins.records import Store
 from margins.tables import Along, Columns, table
-from margins.tables.along import gap, gradient, race_margin
+from margins.tables.along import effective_weights, gap, gradient, race_margin
 from margins.training import Recipe, train, train_together
 
 MODEL = {"name": "mlp", "inputs": 64, "hidden": (8,), "classes": 10}
@@ -132,6 +132,17 @@ def test_measures_are_those_of_their_names():
     raced = race_margin(model, known.x, known.y, norm=2, steps=20)
     assert torch.equal(raced, signs * race(model, known.x, top, norm=2, steps=20).distance)
     assert torch.equal(deepfool_margin(model, known.x, known.y) < 0, signs < 0)
+    linear = models.Linear(64, 10).double()
+    weights = effective_weights(linear, known.x, known.y)
+    torch.testing.assert_close(weights, linear.head.weight.detach().square().sum().expand(20))
+
+
+def test_a_measure_may_have_a_norm_of_its_own(make):
+    given = {"measure": "effective"}
+    found = make({"along": Along({"l2": given | {"norm": 2}, "table's": given, "linf": given | {"norm": math.inf}}, 9)})
+    lengths = {name: np.abs(found.samples("ST", f"{name}, along")) for name in ("l2", "table's", "linf")}
+    assert (lengths["linf"] < lengths["l2"]).all()
+    assert np.array_equal(lengths["table's"], lengths["linf" if THREAT.norm == math.inf else "l2"])
 
 
 def test_a_short_gradient_is_told_in_float64_of_a_model_in_float32():

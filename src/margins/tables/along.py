@@ -17,8 +17,9 @@ from margins.attacks.geometry import length
 from margins.attacks.race import race
 from margins.errors import MarginsError
 from margins.experiments import Outcome
-from margins.margin import deepfool_margin, lipschitz_margin, logit_margin
+from margins.margin import deepfool_margin, effective_margin, lipschitz_margin, logit_margin
 from margins.methods.rows import describe
+from margins.models import frozen
 from margins.tables.job import BATCH, Job, exact, stopping
 from margins.training import processes
 
@@ -56,8 +57,17 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         model.to(single)
 
 
+def effective_weights(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) the squared l2 lengths of all logits' input gradients, summed: what EMR's Eq. 5 penalises."""
+    with frozen(model), torch.enable_grad():
+        x = x.clone().requires_grad_()
+        rows = (torch.autograd.grad(f.sum(), x, retain_graph=True)[0] for f in model(x).unbind(1))
+        return sum(w.square().flatten(1).sum(1) for w in rows)
+
+
 MEASURES: dict[str, Callable[..., Tensor]] = {
-    "deepfool": deepfool_margin, "race": race_margin, "estimate": estimate, "gap": gap, "gradient": gradient,
+    "deepfool": deepfool_margin, "race": race_margin, "estimate": estimate, "effective": effective_margin,
+    "weights": effective_weights, "gap": gap, "gradient": gradient,
 }  # fmt: skip
 
 
@@ -65,7 +75,8 @@ MEASURES: dict[str, Callable[..., Tensor]] = {
 class Along:
     """An evaluation of a table: numbers of each image at the epochs that the recipe keeps (`Recipe.snapshots`).
 
-    measures: name of the column -> the name in `MEASURES` as "measure", and its own settings; the norm is the table's.
+    measures: name of the column -> the name in `MEASURES` as "measure", and its own settings; the norm is the table's
+    where none is given.
     images: of the first of a permutation of the `split`, "train" for those that the row was trained on, with their true
     labels. ends: whether only the first and the last of the epochs are looked at. begin: the first epoch that is.
 
@@ -136,6 +147,6 @@ class Along:
         measure = MEASURES[given["measure"]]
         settings = {name: value for name, value in given.items() if name != "measure"}
         if "norm" in signature(measure).parameters:
-            settings["norm"] = job.threat.norm
+            settings.setdefault("norm", job.threat.norm)
         parts = zip(x.to(job.device).split(BATCH), y.to(job.device).split(BATCH), strict=True)
         return torch.cat([measure(model, *part, **settings) for part in parts])

@@ -15,7 +15,6 @@ from margins.methods.softmax import LSoftmax
 from margins.models import frozen
 from margins.papers.amr import theory_networks
 from margins.papers.measured import measured
-from margins.penalties.jacobian import gradients
 from margins.training.plain import fit
 
 NAME = "emr/theory"
@@ -47,10 +46,8 @@ def weights(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     with frozen(model):
         x = x.clone().requires_grad_()
         logits = model(x)
-        count, classes = logits.shape
-        along = torch.eye(classes, dtype=x.dtype)[:, None].expand(classes, count, classes)
-        found = [gradients(logits, x, some, graph=False).flatten(2) for some in along.split(1)]
-    return torch.cat(found), logits.detach()
+        found = [torch.autograd.grad(f.sum(), x, retain_graph=True)[0].flatten(1) for f in logits.unbind(1)]
+    return torch.stack(found), logits.detach()
 
 
 def _scaled_losses(logits: Tensor, y: Tensor) -> Tensor:
