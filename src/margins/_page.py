@@ -4,6 +4,8 @@ Each display comes as MyST for the site (`text/markdown`) and as HTML for Jupyte
 underscore because `margins.page` is the function.
 """
 
+import base64
+import io
 import platform
 import re
 import shlex
@@ -22,6 +24,7 @@ from margins.records import SCALES
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 Format = str | Callable[[object], str]
 
@@ -68,6 +71,34 @@ class Page:
             items += f"<li><b>{verdict.outcome}</b>{scale}: {escape(claim.says)}{p}</li>"
         text = "\n".join(lines)
         display({"text/markdown": text, "text/html": f"<ul>{items}</ul>", "text/plain": text}, raw=True)
+
+    def slider(self, frames: "Mapping[str, Figure]", name: str, label: str, caption: str, alt: str) -> None:
+        """Display figures of one size as one, with a slider that goes from one to the next; needs no running kernel.
+
+        frames: what the slider says -> the figure, which is closed. label: what the slider is about; alt: what is seen,
+        for who does not see it. Where scripts are off, the first one is shown.
+        """
+        import matplotlib.pyplot as plt
+
+        images = ""
+        for figure in frames.values():
+            file = io.BytesIO()
+            figure.savefig(file, format="png")
+            plt.close(figure)
+            data, hidden = base64.b64encode(file.getvalue()).decode(), "hidden" if images else ""
+            images += f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" {hidden}>'
+        move = (
+            "const f = this.closest('figure');"
+            "f.querySelectorAll('img').forEach((one, i) => { one.hidden = i != this.value });"
+            "f.querySelector('output').value = this.dataset.labels.split('|')[this.value]"
+        )
+        html = (
+            f'<figure id="{name}" class="align-default">{images}'
+            f'<p><label>{escape(label)} <input type="range" min="0" max="{len(frames) - 1}" value="0" step="1" '
+            f'data-labels="{escape("|".join(frames))}" oninput="{move}"></label> '
+            f"<output>{escape(next(iter(frames)))}</output></p><figcaption><p>{escape(caption)}</p></figcaption></figure>"
+        )
+        display({"text/html": html, "text/plain": f"{caption} ({alt})"}, raw=True)
 
     def table(
         self, frame: "pd.DataFrame", name: str, caption: str, formats: Mapping[str, Format] | None = None

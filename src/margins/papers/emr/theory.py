@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from margins import datasets, losses, models, planar
 from margins.attacks.geometry import column
 from margins.attacks.race import race
+from margins.experiments import Outcome
 from margins.margin import effective_margin, logit_margin
 from margins.methods.softmax import LSoftmax
 from margins.models import frozen
@@ -178,7 +179,7 @@ def linear_region(kind: str, seed: int, shown: int) -> dict[str, Tensor | float]
     }
 
 
-def proxy(kind: str, seed: int, shown: int) -> dict[str, Tensor | float]:
+def proxy(kind: str, seed: int, shown: int) -> Outcome:
     """The effective margin of correct samples over the distance to the boundary, exact or by a strong attack."""
     if kind == "plane":
         model, x = theory_networks.plane("trained", seed, shown)
@@ -196,14 +197,16 @@ def proxy(kind: str, seed: int, shown: int) -> dict[str, Tensor | float]:
             distance = (gaps / others.scatter(1, y[:, None], 1.0)).scatter(1, y[:, None], torch.inf).amin(1)
         else:
             distance = race(model, x, y, norm=2, steps=100, bounds=None).distance
-    ratio = effective_margin(model, x, y) / distance
-    return {
+    effective = effective_margin(model, x, y)
+    ratio = effective / distance
+    metrics = {
         "samples": len(x),
         "within a tenth, %": 100 * ((ratio - 1).abs() <= 0.1).double().mean(),
         "largest relative difference": (ratio - 1).abs().max(),
         "median ratio": ratio.median(),
         "above the distance, %": 100 * (ratio > 1 + 1e-6).double().mean(),
     }
+    return Outcome(metrics, arrays={"effective": effective.numpy(), "distance": distance.detach().numpy()})
 
 
 def together(kind: str, seed: int, shown: int) -> dict[str, Tensor]:
