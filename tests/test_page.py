@@ -3,6 +3,7 @@
 import re
 import sys
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -218,3 +219,16 @@ def test_values_are_read_by_their_type(type_, text, value):
 def test_a_text_of_another_type_is_refused(type_, text):
     with pytest.raises(MarginsError, match=f"given, {re.escape(type_)} expected"):
         parameters.parse({"p": parameters.Parameter("p", type_, None, "")}, {"p": text}, "amm/toy")
+
+
+def test_a_slider_shows_the_first_figure_and_knows_the_others(shell):
+    page, _ = run(shell, DECLARED)
+    figures = {label: plt.figure(figsize=(1, 1)) for label in ("1", '2 "more"')}
+    with capture_output() as captured:
+        page.slider(figures, "fig-a", "factor <of>", "What & why", 'a "curve"')
+    html = captured.outputs[0].data["text/html"]
+    images = re.findall(r'<img src="data:image/png;base64,[\w+/=]+" alt="a &quot;curve&quot;" (hidden)?>', html)
+    assert images == ["", "hidden"]
+    assert 'max="1" value="0"' in html and 'data-labels="1|2 &quot;more&quot;"' in html
+    assert "factor &lt;of&gt;" in html and "<output>1</output>" in html and "What &amp; why" in html
+    assert not plt.get_fignums()
