@@ -181,6 +181,17 @@ def alive(model: nn.Module, row: Row, data: Data, batch: int, **given) -> float:
     return max(run(model, row, data, batch, look, **given)[1:-1])
 
 
+def turns(timed: Mapping[str, Callable[[], float]], reps: int) -> tuple[dict[str, np.ndarray], float]:
+    """What each measures, so many times and in turns of random order, (reps,); and the machine's largest load."""
+    times: dict[str, list[float]] = {name: [] for name in timed}
+    loads = []
+    for rep in range(reps):
+        for name in random.Random(rep).sample(list(timed), len(timed)):
+            times[name].append(timed[name]())
+            loads.append(os.getloadavg()[0])
+    return {name: np.array(found) for name, found in times.items()}, max(loads)
+
+
 def fewer(model: nn.Module, data: Data, batch: int, candidates: int = 3) -> dict[str, float]:
     """What looking at fewer classes changes: the paths of samples, those that MIN keeps, and the penalty's gradient."""
     _, c, d = mnist.CHOSEN["MIN", "EXP"]
@@ -214,16 +225,12 @@ def measure(config: Mapping, seed: int) -> Outcome:
     """All ways' steps on one network: medians of runs that take turns, and their ratios to plain ones run by run."""
     model, data = subject(config, seed)
     batch, rows = config["trained"]["batch"], {name: _frozen(row, model) for name, row in WAYS.items()}
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    loads = []
-    for rep in range(config["trained"]["reps"]):
-        for name in random.Random(rep).sample(list(rows), len(rows)):
-            times[name].append(seconds(model, rows[name], data, batch))
-            loads.append(os.getloadavg()[0])
+    timed = {name: partial(seconds, model, row, data, batch) for name, row in rows.items()}
+    times, load = turns(timed, config["trained"]["reps"])
     bytes_ = {name: alive(model, row, data, batch) for name, row in rows.items()}
     metrics, ratios = {}, {}
     for name, row in rows.items():
-        ratios[name] = [one / plain for one, plain in zip(times[name], times[PLAIN], strict=True)]
+        ratios[name] = (times[name] / times[PLAIN]).tolist()
         counted = cost(row, model, data, threat=mnist.THREAT, batch_size=batch)
         metrics |= {
             f"{name}: ms": 1e3 * statistics.median(times[name]),
@@ -234,7 +241,7 @@ def measure(config: Mapping, seed: int) -> Outcome:
         }
     with in_mode(model, "eval"), torch.no_grad():
         metrics["wrong samples, %"] = 100 * misclassified(model(data.x), data.y).double().mean().item()
-    return Outcome(metrics | fewer(model, data, batch) | {"load": max(loads)}, curves=ratios)
+    return Outcome(metrics | fewer(model, data, batch) | {"load": load}, curves=ratios)
 
 
 def _cost(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:

@@ -6,8 +6,6 @@ since Deep Defense's cost depends on how many samples are wrong, and stay as the
 
 import copy
 import math
-import os
-import random
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +22,7 @@ from margins.datasets import Data
 from margins.errors import MarginsError
 from margins.experiments import Experiment, Outcome, Unit, register
 from margins.methods import Row
-from margins.papers.amm.cost import CONVNET, LENET, alive, now, seconds
+from margins.papers.amm.cost import CONVNET, LENET, alive, now, seconds, turns
 from margins.papers.amm.whole_graph import WholeGraph, whole_graph
 from margins.papers.amr import defences, networks
 from margins.papers.amr.networks import CIFAR, MNIST, SEEDS, Images
@@ -158,13 +156,7 @@ def measure(config: Mapping, seed: int, device: torch.device) -> Outcome:
     timed = {name: lambda row=row: seconds(model, row, few, batch, **given) for name, row in rows.items()}
     timed[PRODUCTS] = lambda: repeated(products, device, steps)
     timed[EPOCH] = lambda: repeated(lambda: wrong.start_epoch(loop.told), device, 1)
-    times: dict[str, list[float]] = {name: [] for name in timed}
-    loads = []
-    for rep in range(trained["reps"]):
-        for name in random.Random(rep).sample(list(timed), len(timed)):
-            times[name].append(timed[name]())
-            loads.append(os.getloadavg()[0])
-    taken = {name: np.array(values) for name, values in times.items()}
+    taken, load = turns(timed, trained["reps"])
     plain, floor = taken[PLAIN], taken[PLAIN] + taken[PRODUCTS]
     ratios = {"floor: time over plain": floor / plain}
     # its passes take as long as there are images, and a plain epoch as there are batches
@@ -182,7 +174,7 @@ def measure(config: Mapping, seed: int, device: torch.device) -> Outcome:
     with torch.no_grad():
         logits = torch.cat([model(x) for x in data.x.split(1000)])
     metrics |= {name: np.median(values) for name, values in ratios.items()}
-    metrics |= {"wrong samples, %": 100 * misclassified(logits, data.y).double().mean(), "load": max(loads)}
+    metrics |= {"wrong samples, %": 100 * misclassified(logits, data.y).double().mean(), "load": load}
     curves = {name: values.tolist() for name, values in ratios.items()}
     return Outcome({name: float(value) for name, value in metrics.items()}, curves)
 

@@ -1,7 +1,5 @@
 """EMR: effective margin regularization (Liu, Chan). Its experiments, and what its claims rest on."""
 
-from margins.papers.emr import networks, theory_evidence
+from margins.papers.emr import cost, networks_evidence, theory_evidence
 
-__all__ = ["EVIDENCE", "networks"]
-
-EVIDENCE = {**theory_evidence.EVIDENCE}
+EVIDENCE = {**theory_evidence.EVIDENCE, **networks_evidence.EVIDENCE, **cost.EVIDENCE}
