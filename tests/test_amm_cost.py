@@ -12,6 +12,7 @@ from torch import nn
 from margins.datasets import Data
 from margins.experiments import EXPERIMENTS
 from margins.models import MLP
+from margins.papers import steps
 from margins.papers.amm import cost, mnist
 from margins.papers.amm.whole_graph import WholeGraph
 from margins.penalties.deepfool import DeepFoolMargin
@@ -58,7 +59,7 @@ def test_the_ways_differ_in_the_penalty_alone():
 
 def test_what_is_alive_is_counted_to_the_byte():
     model = nn.Linear(10, 5)
-    with cost.Alive(model.parameters()) as alive:
+    with steps.Alive(model.parameters()) as alive:
         assert alive.now == 4 * 55
         x = torch.zeros(3, 10)
         view = x.view(30)
@@ -76,10 +77,10 @@ def test_a_plain_steps_memory_is_that_of_weights_gradients_momentum_and_activati
     known = data(4 * cost.STEPS)
     known = Data(known.x.float(), known.y, "tiny", CLASSES)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    found = cost.alive(model, cost.WAYS[cost.PLAIN], known, 4)
+    found = steps.alive(model, cost.WAYS[cost.PLAIN], known, 4, **cost.GIVEN)
     assert 3 * weights < found < 3 * weights + 40 * 4 * 4 * 400  # a few tensors as wide as the hidden layer
-    amm = cost.alive(model, cost.WAYS["MIN+EXP"], known, 4)
-    assert found < amm < cost.alive(model, cost.WAYS[cost.WHOLE], known, 4)
+    amm = steps.alive(model, cost.WAYS["MIN+EXP"], known, 4, **cost.GIVEN)
+    assert found < amm < steps.alive(model, cost.WAYS[cost.WHOLE], known, 4, **cost.GIVEN)
 
 
 def test_all_ways_are_measured_on_weights_that_stay(subject, monkeypatch):

@@ -4,23 +4,14 @@ On one thread, by the process's own CPU time, and by the bytes of tensors that a
 training comes to, but not of the network, which is therefore in mid-training, and stays as it is.
 """
 
-import copy
-import os
-import random
 import statistics
-import time
-import weakref
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from margins import datasets, models
 from margins.attacks.found import misclassified
@@ -34,19 +25,19 @@ from margins.models import Centred
 from margins.papers.amm import mnist
 from margins.papers.amm.second_order import gradient, regulariser, relative
 from margins.papers.amm.whole_graph import WholeGraph
+from margins.papers.steps import alive, seconds, turns
 from margins.penalties import amm
-from margins.penalties.context import Threat, in_mode
+from margins.penalties.context import in_mode
 from margins.penalties.deepfool import DeepFoolMargin
 from margins.penalties.paths import find
 from margins.tables.job import REVISIONS
 from margins.training import Recipe, train
 from margins.training.cost import cost
-from margins.training.loop import Loop
 
 NAME = "amm/cost"
 #: Steps of a run, of which the first and the last are not timed: one warms up, the other is with the end of the epoch.
 STEPS = 5
-RECIPE = Recipe(epochs=1, lr=1e-12, clip=10.0)
+GIVEN = {"recipe": Recipe(epochs=1, lr=1e-12, clip=10.0), "threat": mnist.THREAT}
 PLAIN, WHOLE = "plain", "MIN+EXP, straightforward"
 #: What the paper says that AMM takes, over plain training (section 4.5).
 PRINTED = {"time": (6, 14), "memory": (2, 4)}
@@ -70,58 +61,6 @@ WAYS: dict[str, Row] = {
 }
 
 
-class Between:
-    """In the checkpoint's place, which is asked between two steps: what `look()` says at each of these moments."""
-
-    def __init__(self, look: Callable[[], float]):
-        self.look, self.seen = look, []
-
-    def load(self, *names: str) -> None:
-        return None
-
-    def tick(self, state: Callable[[], dict]) -> None:
-        self.seen.append(self.look())
-
-
-class Alive(TorchDispatchMode):
-    """Within the block: the bytes of tensors that are alive, `now` and at most since `restart` (`peak`).
-
-    What is counted: storages of `known` tensors, and of all that operators return, until they are freed: weights,
-    gradients, momentum, batches, activations, graphs. Not what an operator needs while it runs, nor the data set.
-    """
-
-    def __init__(self, known: Iterable[Tensor]):
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen = weakref.WeakSet()
-        for tensor in known:
-            self._see(tensor)
-
-    def restart(self) -> float:
-        """The peak so far, from where it begins anew."""
-        peak, self.peak = self.peak, self.now
-        return float(peak)
-
-    def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage not in self._seen:
-            self._seen.add(storage)
-            size = storage.nbytes()
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._freed, size)
-
-    def _freed(self, size: int) -> None:
-        self.now -= size
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(found):
-            if isinstance(leaf, Tensor):
-                self._see(leaf)
-        return found
-
-
 def subject(config: Mapping, seed: int) -> tuple[nn.Module, Data]:
     """A network after some epochs of plain training and some of AMM's, at the paper's rate; data for STEPS steps."""
     trained, settings = config["trained"], dict(config["model"])
@@ -142,54 +81,6 @@ def _frozen(row: Row, model: nn.Module) -> Row:
     """The row as AMM has it for nets with BatchNorm, which stays as it is; plain training from scratch moves it."""
     normed = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     return replace(row, recipe={**row.recipe, "frozen_norms": True}) if normed and row is not mnist.REFERENCE else row
-
-
-def run(
-    model: nn.Module, row: Row, data: Data, batch: int, look: Callable, recipe=RECIPE, threat: Threat = mnist.THREAT
-) -> list[float]:
-    """What is seen after each step of a row, one a batch; weights stay as they are. look gives a block, what to see."""
-    recipe = replace(recipe, batch_size=batch).with_fields(row.recipe)
-    loop = Loop(copy.deepcopy(model), row, data, recipe, threat, 0, None)
-    block, seen = look(loop)
-    between = Between(seen)
-    with block:
-        loop.run(between, lambda line: None)
-    return between.seen
-
-
-def now(device: torch.device) -> float:
-    """Seconds on a clock: the CPU's that this process has used, or those that have passed when a GPU is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-    return time.process_time()
-
-
-def seconds(model: nn.Module, row: Row, data: Data, batch: int, **given) -> float:
-    """Seconds of a step by `now`: the median of those that are timed. given: as `run`."""
-    seen = run(model, row, data, batch, lambda loop: (nullcontext(), partial(now, data.x.device)), **given)
-    return statistics.median(b - a for a, b in pairwise(seen[:-1]))
-
-
-def alive(model: nn.Module, row: Row, data: Data, batch: int, **given) -> float:
-    """The most bytes of tensors alive at a moment of a step, see `Alive`; momentum is there from the second one on."""
-
-    def look(loop: Loop) -> tuple:
-        counted = Alive([*loop.model.parameters(), *loop.model.buffers()])
-        return counted, counted.restart
-
-    return max(run(model, row, data, batch, look, **given)[1:-1])
-
-
-def turns(timed: Mapping[str, Callable[[], float]], reps: int) -> tuple[dict[str, np.ndarray], float]:
-    """What each measures, so many times and in turns of random order, (reps,); and the machine's largest load."""
-    times: dict[str, list[float]] = {name: [] for name in timed}
-    loads = []
-    for rep in range(reps):
-        for name in random.Random(rep).sample(list(timed), len(timed)):
-            times[name].append(timed[name]())
-            loads.append(os.getloadavg()[0])
-    return {name: np.array(found) for name, found in times.items()}, max(loads)
 
 
 def fewer(model: nn.Module, data: Data, batch: int, candidates: int = 3) -> dict[str, float]:
@@ -225,9 +116,9 @@ def measure(config: Mapping, seed: int) -> Outcome:
     """All ways' steps on one network: medians of runs that take turns, and their ratios to plain ones run by run."""
     model, data = subject(config, seed)
     batch, rows = config["trained"]["batch"], {name: _frozen(row, model) for name, row in WAYS.items()}
-    timed = {name: partial(seconds, model, row, data, batch) for name, row in rows.items()}
+    timed = {name: partial(seconds, model, row, data, batch, **GIVEN) for name, row in rows.items()}
     times, load = turns(timed, config["trained"]["reps"])
-    bytes_ = {name: alive(model, row, data, batch) for name, row in rows.items()}
+    bytes_ = {name: alive(model, row, data, batch, **GIVEN) for name, row in rows.items()}
     metrics, ratios = {}, {}
     for name, row in rows.items():
         ratios[name] = (times[name] / times[PLAIN]).tolist()

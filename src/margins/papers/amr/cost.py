@@ -22,10 +22,11 @@ from margins.datasets import Data
 from margins.errors import MarginsError
 from margins.experiments import Experiment, Outcome, Unit, register
 from margins.methods import Row
-from margins.papers.amm.cost import CONVNET, LENET, alive, now, seconds, turns
+from margins.papers.amm.cost import CONVNET, LENET
 from margins.papers.amm.whole_graph import WholeGraph, whole_graph
 from margins.papers.amr import defences, networks
 from margins.papers.amr.networks import CIFAR, MNIST, SEEDS, Images
+from margins.papers.steps import alive, now, seconds, turns
 from margins.penalties import amm
 from margins.penalties.amr import WrongMargin
 from margins.penalties.context import Context

@@ -19,8 +19,8 @@ from margins.datasets import Data
 from margins.experiments import Experiment, Outcome, Unit, find, register
 from margins.methods import Row
 from margins.methods.rows import describe
-from margins.papers.amm.cost import alive, now, seconds, turns
 from margins.papers.emr.networks import AT, CNN, MLP, SEEDS, THREATS, cnn
+from margins.papers.steps import alive, now, seconds, turns
 from margins.penalties.context import Context, Threat
 from margins.penalties.emr import ApproximateEMR
 from margins.tables.job import REVISIONS
