@@ -184,6 +184,7 @@ def proxy(kind: str, seed: int, shown: int) -> Outcome:
     if kind == "plane":
         model, x = theory_networks.plane("trained", seed, shown)
         y = model(x).argmax(1)
+        right = torch.ones_like(y, dtype=torch.bool)
         distance = planar.planar_margin(model, x, y, theory_networks.WIDE)
     else:
         model, x, y = subject(kind, seed, shown)
@@ -206,7 +207,10 @@ def proxy(kind: str, seed: int, shown: int) -> Outcome:
         "median ratio": ratio.median(),
         "above the distance, %": 100 * (ratio > 1 + 1e-6).double().mean(),
     }
-    return Outcome(metrics, arrays={"effective": effective.numpy(), "distance": distance.detach().numpy()})
+    arrays = {"effective": effective, "distance": distance.detach()}
+    for name, values in arrays.items():  # nan of wrong samples
+        arrays[name] = values.new_full(right.shape, torch.nan).masked_scatter(right, values)
+    return Outcome(metrics, arrays={name: values.numpy() for name, values in arrays.items()})
 
 
 def together(kind: str, seed: int, shown: int) -> dict[str, Tensor]:
