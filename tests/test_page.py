@@ -227,7 +227,9 @@ def test_a_slider_shows_the_first_figure_and_knows_the_others(shell):
     with capture_output() as captured:
         page.slider(figures, "fig-a", "factor <of>", "What & why", 'a "curve"')
     html = captured.outputs[0].data["text/html"]
-    images = re.findall(r'<img src="data:image/png;base64,[\w+/=]+" alt="a &quot;curve&quot;" (hidden)?>', html)
+    images = re.findall(
+        r'<img style="max-width: 100%" src="data:image/png;base64,[\w+/=]+" alt="a &quot;curve&quot;" (hidden)?>', html
+    )
     assert images == ["", "hidden"]
     assert 'max="1" value="0"' in html and 'data-labels="1|2 &quot;more&quot;"' in html
     assert "factor &lt;of&gt;" in html and "<output>1</output>" in html and "What &amp; why" in html

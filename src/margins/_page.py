@@ -86,7 +86,7 @@ class Page:
             figure.savefig(file, format="png")
             plt.close(figure)
             data, hidden = base64.b64encode(file.getvalue()).decode(), "hidden" if images else ""
-            images += f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" {hidden}>'
+            images += f'<img style="max-width: 100%" src="data:image/png;base64,{data}" alt="{escape(alt)}" {hidden}>'
         move = (
             "const f = this.closest('figure');"
             "f.querySelectorAll('img').forEach((one, i) => { one.hidden = i != this.value });"
@@ -94,7 +94,7 @@ class Page:
         )
         html = (
             f'<figure id="{name}" class="align-default">{images}'
-            f'<p><label>{escape(label)} <input type="range" min="0" max="{len(frames) - 1}" value="0" step="1" '
+            f'<p><label>{escape(label)} <input type="range" style="width: 50%" min="0" max="{len(frames) - 1}" value="0" step="1" '
             f'data-labels="{escape("|".join(frames))}" oninput="{move}"></label> '
             f"<output>{escape(next(iter(frames)))}</output></p><figcaption><p>{escape(caption)}</p></figcaption></figure>"
         )
