@@ -95,7 +95,8 @@ class Page:
         html = (
             f'<figure id="{name}" class="align-default">{images}'
             f'<p><label>{escape(label)} <input type="range" style="width: 50%" '
-            f'min="0" max="{len(frames) - 1}" value="0" step="1" data-labels="{escape("|".join(frames))}" oninput="{move}"></label> '
+            f'min="0" max="{len(frames) - 1}" value="0" step="1" data-labels="{escape("|".join(frames))}" '
+            f'oninput="{move}"></label> '
             f"<output>{escape(next(iter(frames)))}</output></p><figcaption><p>{escape(caption)}</p></figcaption></figure>"
         )
         display({"text/html": html, "text/plain": f"{caption} ({alt})"}, raw=True)
