@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from tiny import CLASSES, D, context, differences, gradients, network
+from tiny import CLASSES, D, Own, context, differences, gradients, network
 from torch import nn
 
 from margins import models
@@ -155,15 +155,6 @@ def test_a_class_at_a_time_or_all_at_once_is_the_same(monkeypatch):
 
 
 def test_a_model_whose_backward_has_no_rule_for_several_at_once_gets_one_after_the_other():
-    class Own(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return 2 * x
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return 2 * gradient
-
     class Net(nn.Module):
         def __init__(self):
             super().__init__()

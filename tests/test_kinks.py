@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import Own
 from torch import nn
 
 from margins import models
@@ -75,15 +76,6 @@ def test_linear_but_for_kinks_is_what_has_no_second_derivatives(name, expected):
 
 
 def test_a_point_within_a_graph_or_a_backward_of_ones_own_is_not_trusted():
-    class Own(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return 2 * x
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return 2 * gradient
-
     x = torch.rand(3, 4, requires_grad=True)
     assert piecewise_linear(2 * x, x) and not piecewise_linear(Own.apply(x), x)
     within = x.sin()
