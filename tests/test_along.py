@@ -131,6 +131,8 @@ def test_measures_are_those_of_their_names():
     signs = torch.where(top == known.y, 1.0, -1.0)
     raced = race_margin(model, known.x, known.y, norm=2, steps=20)
     assert torch.equal(raced, signs * race(model, known.x, top, norm=2, steps=20).distance)
+    free = race_margin(model, known.x, known.y, norm=2, steps=20, box=False)
+    assert torch.equal(free, signs * race(model, known.x, top, norm=2, steps=20, bounds=None).distance)
     assert torch.equal(deepfool_margin(model, known.x, known.y) < 0, signs < 0)
     linear = models.Linear(known.x.shape[1], 10).double()
     weights = effective_weights(linear, known.x, known.y)

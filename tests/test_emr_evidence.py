@@ -6,7 +6,8 @@ import pytest
 from margins.experiments import find
 from margins.papers.emr import networks_evidence as evidence
 from margins.papers.emr import networks_reading as reading
-from margins.papers.emr.networks import MLP, named
+from margins.papers.emr.networks import MLP, MORE, named
+from margins.papers.emr.networks_shown import Shown, printed
 from margins.verdicts import page
 
 S, N = 3, 200
@@ -125,3 +126,28 @@ def test_claims_about_the_cnn_wait_for_a_gpu():
     for found in evidence.EVIDENCE.values():
         for one in found:
             assert one.since == ("quick" if one.experiments == (MLP,) else "gpu")
+
+
+def test_the_page_shows_printed_and_measured_numbers_at_their_rows():
+    shown = Shown("laptop", {MLP: Results()})
+    lines = shown.lines(MLP).set_index("row")
+    assert list(lines.index) == list(find(MLP).rows)
+    assert lines["PGD-20, paper"]["AT+EMR, 0.001"] == "92.78" and lines["test margin, paper"]["ST, 0.1"] == "1.02"
+    assert lines["clean"]["ST, 0"].startswith("98.5") and lines["test margin"]["ST, 0"].startswith("0.71")
+    assert lines["clean, paper"].isna()["ST+EMR, 0"]  # which the paper does not have
+    assert set(printed(MLP).index) <= set(find(MLP).rows) | set(find(MORE).rows)
+    assert shown.epochs(MLP) == [1, 2, 4, 6, 8, 10]
+    assert shown.best(MLP)["ST"] == "ST, 0.01" and shown.best(MLP)["ST+EMR"] == "ST+EMR, 0.001"
+    assert shown.lengths(MLP, "ST, 0")[0].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_effective_margins_stand_beside_the_distances_of_correct_images():
+    class Near(Results):
+        def samples(self, row, name):
+            found = super().samples(row, name if name != "Race, along" else "effective, along")
+            return 0.5 * found[:, [0, -1], :50] if name == "Race, along" else found
+
+    shown = Shown("laptop", {MLP: Near()})
+    effective, distance = shown.true(MLP, "ST, 0.1")
+    assert effective.shape == (S, 50) and np.isnan(effective).any()
+    assert np.nanmax(abs(effective / distance - 2)) < 0.1 and np.array_equal(np.isnan(effective), np.isnan(distance))

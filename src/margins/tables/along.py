@@ -27,11 +27,14 @@ from margins.training import processes
 REVISION = 1
 
 
-def race_margin(model: nn.Module, x: Tensor, y: Tensor, *, norm: float, steps: int = 100) -> Tensor:
-    """(B,) the distance that `race` finds out of the predicted class, in input units; negative where that is wrong."""
+def race_margin(model: nn.Module, x: Tensor, y: Tensor, *, norm: float, steps: int = 100, box: bool = True) -> Tensor:
+    """(B,) the distance that `race` finds out of the predicted class, in input units; negative where that is wrong.
+
+    box: whether only points of [0, 1] count.
+    """
     with torch.no_grad():
         label = model(x).argmax(1)
-    found = race(model, x, label, norm=norm, steps=steps).distance
+    found = race(model, x, label, norm=norm, steps=steps, bounds=(0.0, 1.0) if box else None).distance
     return torch.where(label == y, found, -found)
 
 

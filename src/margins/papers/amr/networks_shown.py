@@ -1,71 +1,25 @@
 """What the pages on AMR's Tables 1 and 2 show alike: accuracies beside the printed ones, and those at every eps."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
-from margins.experiments import Results, find, results
+from margins.experiments import find
 from margins.papers.amr.networks import ATTACK, MARGIN, Images, at_eps
 from margins.papers.amr.networks_reading import NETS, as_printed, attacked, clean, count, distance, printed, robust
 from margins.papers.paired import Measure, mean, said
+from margins.papers.shown import Tables
 
 
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """What is recorded at a scale of some networks' tables. found: name of the table -> its results."""
-
-    scale: str
-    found: Mapping[str, Results]
-
-    @classmethod
-    def of(cls, names: Sequence[str], scale: str) -> "Shown":
-        """Those of the tables that have the scale."""
-        there = [name for name in names if scale in find(name).scales]
-        return cls(scale, {name: results(name, scale, partial=True) for name in there})
+class Shown(Tables):
+    """Of AMR's networks."""
 
     def label(self, name: str) -> str:
         return NETS[name][0]
 
     def images(self, name: str) -> Images:
         return NETS[name][1]
-
-    def sound(self, name: str) -> list[str]:
-        """The rows that were run, and of which no seed diverged."""
-        return [row for row in self.found[name].records if not self.found[name].diverged(row).any()]
-
-    @property
-    def drawn(self) -> list[str]:
-        """The networks with such rows."""
-        return [name for name in self.found if self.sound(name)]
-
-    def notes(self) -> str:
-        """What is missing, and what diverged, as a line of text each."""
-        missing, diverged = (
-            [f"{row} of the {self.label(name)}" for name in self.found for row in rows(name)]
-            for rows in (
-                lambda name: [row for row in find(name).rows if row not in self.found[name].records],
-                lambda name: [row for row in self.found[name].records if row not in self.sound(name)],
-            )
-        )
-        how = f"`margins record {next(iter(self.found))} --scale {self.scale} --jobs 2`"
-        lines = [f"**Not run**: {'; '.join(missing)}. They are made by commands such as {how}."] * bool(missing)
-        lines += [f"A seed diverged: {'; '.join(diverged)}."] * bool(diverged)
-        return "\n\n".join(lines) or "All rows have been run, and none diverged."
-
-    def failed(self) -> pd.DataFrame:
-        """The sanity checks that failed, empty where none did."""
-        return pd.DataFrame(
-            {
-                "network": self.label(name),
-                "check": check,
-                "evaluation": part,
-                "failed of": ", ".join(f"{row} ({count})" for row, count in seeds.items()),
-            }
-            for name in self.found
-            for (check, part), seeds in sorted(self.found[name].failed_checks().items())
-        )
 
     def accuracies(self, name: str, table: str, ways: bool = False) -> pd.DataFrame:
         """A line a row: accuracies in % as printed in the paper's table, by the paper's attack, and in the worst case.

@@ -77,12 +77,13 @@ def columns(net: str) -> dict[str, Columns | Along]:
     paper = {"attack": "pgd", "loss": "cross-entropy", "start": "image", "keep": "last", "steps": threat.steps}
     strong = {"attack": "pgd", "loss": "margin", "start": "uniform", "steps": 40, "step_size": threat.eps / 8}
     of_images = {"effective": {"measure": "effective", "norm": 2}, "weights": {"measure": "weights"}}
+    true = {"measure": "race", "norm": 2, "steps": 50, "box": False}  # as the effective margin knows of none
     return {
         "test": Columns({"PGD": paper | {"step_size": threat.step_size}}, images=5000, weights="last"),
         "strong": Columns({"margin PGD": strong, "Race": {"attack": "race"}}, images=500, weights="last"),
         "margins": Along(of_images, images=1000),
         "margins, train": Along(of_images, images=1000, split="train"),
-        "distances": Along({"Race": {"measure": "race", "norm": 2, "steps": 50}}, images=300, ends=True),
+        "distances": Along({"Race": true}, images=300, ends=True),
     }
 
 

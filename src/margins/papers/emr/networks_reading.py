@@ -10,12 +10,17 @@ import numpy as np
 
 from margins.claims import Difference, Evidence, Missing
 from margins.experiments import Results, find
-from margins.papers.emr.networks import CNN, DECAY, MLP, named
+from margins.papers.emr.networks import CNN, DECAY, MLP, MORE, QUARTER, named
 from margins.papers.paired import Measure, difference, worst
 
 UNITS = "input units"
 #: The name of a network in labels, and its attack.
-NETS = {MLP: ("MLP", "PGD-20"), CNN: ("CNN", "PGD-10")}
+NETS = {
+    MLP: ("MLP", "PGD-20"),
+    MORE: ("MLP", "PGD-20"),
+    CNN: ("CNN", "PGD-10"),
+    QUARTER: ("quarter CNN", "PGD-10"),
+}
 #: Below it, in %, a row has collapsed, and its margins are of few images.
 FLOOR = 50.0
 Part = Difference | Missing

@@ -1,0 +1,62 @@
+"""What is recorded of some tables at a scale, as the pages on them show it: rows, and notes on what is missing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import pandas as pd
+
+from margins.experiments import Results, find, results
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """found: name of a table -> its results at the scale, of the rows that are whole. `label` gives a table's name."""
+
+    scale: str
+    found: Mapping[str, Results]
+
+    @classmethod
+    def of(cls, names: Sequence[str], scale: str) -> Self:
+        """Those of the tables that have the scale."""
+        there = [name for name in names if scale in find(name).scales]
+        return cls(scale, {name: results(name, scale, partial=True) for name in there})
+
+    def label(self, name: str) -> str:
+        raise NotImplementedError
+
+    def sound(self, name: str) -> list[str]:
+        """The rows that were run, and of which no seed diverged."""
+        return [row for row in self.found[name].records if not self.found[name].diverged(row).any()]
+
+    @property
+    def drawn(self) -> list[str]:
+        """The networks with such rows."""
+        return [name for name in self.found if self.sound(name)]
+
+    def notes(self) -> str:
+        """What is missing, and what diverged, as a line of text each."""
+        missing, diverged = (
+            [f"{row} of the {self.label(name)}" for name in self.found for row in rows(name)]
+            for rows in (
+                lambda name: [row for row in find(name).rows if row not in self.found[name].records],
+                lambda name: [row for row in self.found[name].records if row not in self.sound(name)],
+            )
+        )
+        how = f"`margins record {next(iter(self.found))} --scale {self.scale} --jobs 2`"
+        lines = [f"**Not run**: {'; '.join(missing)}. They are made by commands such as {how}."] * bool(missing)
+        lines += [f"A seed diverged: {'; '.join(diverged)}."] * bool(diverged)
+        return "\n\n".join(lines) or "All rows have been run, and none diverged."
+
+    def failed(self) -> pd.DataFrame:
+        """The sanity checks that failed, empty where none did."""
+        return pd.DataFrame(
+            {
+                "network": self.label(name),
+                "check": check,
+                "evaluation": part,
+                "failed of": ", ".join(f"{row} ({count})" for row, count in seeds.items()),
+            }
+            for name in self.found
+            for (check, part), seeds in sorted(self.found[name].failed_checks().items())
+        )
