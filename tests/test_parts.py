@@ -168,11 +168,8 @@ def test_weights_that_differ_between_parts_are_told_with_the_way_out(cache, tmp_
     with pytest.raises(MarginsError) as caught:
         results(sums.PARTS, "quick", store)
     said = str(caught.value)
-    assert said.startswith("test/parts quick 'two' seed 1: training and ") and "different weights" in said
-    assert f"delete {store.root / sums.PARTS / made.key}.*" in said
+    assert said.startswith("test/parts quick 'two' seed 1: training and what") and "different weights" in said
     assert said.endswith("margins record test/parts --scale quick --rows two --seeds 1")
-    assert said.count(".*") == 1
-    store.path(sums.PARTS, made.key).unlink()
     record(store)
     assert results(sums.PARTS, "quick", store).metric("two", "loss").tolist() == [1 / 8, 1 / 12]
 

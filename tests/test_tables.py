@@ -149,6 +149,25 @@ def test_lost_weights_are_trained_again_to_the_same(make, monkeypatch, capsys):
     assert len(new) == 4 and all(record.provenance["seconds"] == 0 for record in new)  # without the training again
 
 
+def test_weights_that_are_trained_again_to_others_as_on_another_machine_are_measured_anew(make, monkeypatch, capsys):
+    made, go, folder = make
+    made(rows={"ST": ROWS["ST"]}, columns={"attacks": COLUMNS["attacks"]})
+    go()
+    store = Store(folder / "results")
+    before = {record.key: record.provenance["weights"] for record in store.all("test/table")}
+    made(rows={"ST": ROWS["ST"]})
+    for path in (folder / "cache" / "weights").iterdir():
+        path.unlink()
+    train = job.train
+    monkeypatch.setattr(job, "train", lambda *given, **more: train(*given, **more | {"seed": more["seed"] + 10}))
+    assert go() == 0
+    found = {record.key: record.provenance["weights"] for record in store.all("test/table")}
+    assert set(before) < set(found) and not set(before.values()) & set(found.values())
+    assert results("test/table", "quick", store).samples("ST", "AutoAttack").shape == (2, 20)
+    capsys.readouterr()
+    assert go(dry_run=True) == 0 and "0 runs to do" in capsys.readouterr().out
+
+
 def test_settings_of_the_training_change_all_keys_and_those_of_a_column_its_own(make):
     made, _, _ = make
 

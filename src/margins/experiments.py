@@ -11,7 +11,7 @@ import numpy as np
 from margins import paths
 from margins.checkpoints import Checkpoint
 from margins.errors import MarginsError
-from margins.records import SCALES, Record, Store, key_of
+from margins.records import SCALES, Record, Store, key_of, outdated
 
 #: The beginning of the facts that name the failed sanity checks of a part.
 FAILED = "failed checks of "
@@ -276,15 +276,12 @@ def results(name: str, scale: str, store: Store | None = None, *, partial: bool 
 
 def _check_weights(records: list[Record], store: Store) -> None:
     """Raise MarginsError where the parts of a row and seed name different weights; the newest record is believed."""
-    named = sorted((r for r in records if "weights" in r.provenance), key=lambda r: r.provenance["recorded"])
-    others = [r for r in named if r.provenance["weights"] != named[-1].provenance["weights"]]
-    if others:
+    if others := outdated(records):
         first = others[0]
-        parts = " and ".join(r.config.get("part", "it") for r in (first, named[-1]))
-        files = ", ".join(str(store.path(r.experiment, r.key).with_suffix(".*")) for r in others)
+        parts = ", ".join(r.config.get("part", "it") for r in others)
         raise MarginsError(
-            f"{first.experiment} {first.scale} {first.row!r} seed {first.seed}: {parts} are about different weights;"
-            f" delete {files}, the older, and make them anew with: margins record {first.experiment}"
+            f"{first.experiment} {first.scale} {first.row!r} seed {first.seed}: {parts} and what was recorded later are"
+            f" about different weights; they are made anew with: margins record {first.experiment}"
             f" --scale {first.scale} --rows {shlex.quote(first.row)} --seeds {first.seed}"
         )
 

@@ -18,7 +18,7 @@ from margins.cluster import Cluster
 from margins.cluster import run as run_on_cluster
 from margins.errors import MarginsError
 from margins.experiments import EXPERIMENTS, Experiment, Unit, find
-from margins.records import Store
+from margins.records import Record, Store, outdated
 from margins.running import Ended, attempt, label
 
 #: Exit status when the time budget ended before the runs did.
@@ -73,7 +73,8 @@ def record(
     store = Store(results)
     todo = []
     for group, wanted in groups:
-        if missing := [unit for unit in wanted if not store.has(name, unit.key)]:
+        old = _old(store, group)
+        if missing := [unit for unit in wanted if unit.key in old or not store.has(name, unit.key)]:
             todo.append((group, missing))
     count = sum(len(wanted) for _, wanted in groups)
     have = count - sum(len(missing) for _, missing in todo)
@@ -97,6 +98,15 @@ def record(
         if cluster is not None:
             return run_on_cluster(experiment, todo, cluster, store, commit, deadline, Report(len(todo)))
         return _run_all(experiment, processes.shared(todo), store, commit, jobs, deadline)
+
+
+def _old(store: Store, group: list[Unit]) -> set[str]:
+    """The keys of those whose records are about other weights than the newest one of their row and seed."""
+    known: dict[tuple[str, int], list[Record]] = {}
+    for unit in group:
+        if record := store.load(unit.experiment, unit.key):
+            known.setdefault((unit.row, unit.seed), []).append(record)
+    return {record.key for records in known.values() for record in outdated(records)}
 
 
 def _try_to_write(folder: Path) -> None:
@@ -221,11 +231,17 @@ def _in_worker(module: str, name: str, *arguments) -> Ended:
 
 
 def _attempt(experiment, group, missing, store, commit, deadline, loud) -> Ended:
+    """How the run for what is missing ended; and where it trained again, and to other weights, that for the rest."""
+    from margins.training import processes
+
     def say(line: str) -> None:
         print(f"{label(missing)}: {line}", file=sys.stderr, flush=True)
 
-    told = say if loud else None
-    return attempt(experiment, group, missing, store.save, commit=commit, deadline=deadline, say=told)
+    given = {"commit": commit, "deadline": deadline, "say": say if loud else None}
+    ended = attempt(experiment, group, missing, store.save, **given)
+    if ended.how in ("recorded", "diverged") and processes.count() == 1 and (old := _old(store, group)):
+        return attempt(experiment, group, [unit for unit in group if unit.key in old], store.save, **given)
+    return ended
 
 
 @contextlib.contextmanager

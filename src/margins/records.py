@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,6 +46,15 @@ def key_of(experiment: str, row: str, seed: int, scale: str, config: Mapping, re
     """The record's name: a hash of everything that decides the outcome."""
     identity = [experiment, row, seed, scale, config, revisions]
     return hashlib.sha256(json.dumps(identity, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+
+
+def outdated(records: Sequence[Record]) -> list[Record]:
+    """Of the parts of one row and seed, those that are about other weights than the newest one.
+
+    The same training on another machine ends in other last digits: what was measured of them does not fit together.
+    """
+    named = sorted((r for r in records if "weights" in r.provenance), key=lambda r: r.provenance["recorded"])
+    return [r for r in named if r.provenance["weights"] != named[-1].provenance["weights"]]
 
 
 class Store:

@@ -71,9 +71,8 @@ class Job:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def training(self) -> Outcome:
-        """Train, keep the weights in the cache, and tell what happened along the way."""
-        together, seed = self.unit.config.get("together", ()), self.unit.seed
-        kept = self._weights(self.row, seed) if together else self._train(self.row)[seed]
+        """Train, keep the weights in the cache, and tell what happened along the way; of weights that are there too."""
+        together, kept = self.unit.config.get("together", ()), self._weights(self.row, self.unit.seed)
         curves, chosen = kept["curves"], kept["chosen"]
         metrics = {"best epoch": chosen}
         for name in VALIDATION:
