@@ -1,9 +1,11 @@
 """Frozen trajectories: the losses of 20 steps of many rows, in float64, as they were when they were written down.
 
-`python tests/test_trajectories.py` writes them anew, for a change that is meant to move numbers. On the kind of machine
-and the version of torch that wrote them they must be the same to the last bit, elsewhere to rounding.
+`python tests/test_trajectories.py` writes them anew, for a change that is meant to move numbers. On the kind of
+processor and the version of torch that wrote them they must be the same to the last bit, elsewhere to rounding: the
+libraries under torch order their sums by the processor's model and caches too, not by its instruction set alone.
 """
 
+import hashlib
 import json
 import platform
 from pathlib import Path
@@ -44,8 +46,17 @@ def trajectory(name: str) -> dict[str, list[float]]:
     return {**found.curves, "weights": [total]}
 
 
+def processor() -> str:
+    """What Linux says of the first processor: its maker, family, model and stepping, and the rest as a digest."""
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if Path("/proc/cpuinfo").exists() else []
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    names = [said.get(key, "?") for key in ("vendor_id", "cpu family", "model", "stepping")]
+    rest = hashlib.sha256(repr([said.get(key) for key in ("cache size", "flags")]).encode()).hexdigest()[:8]
+    return " ".join([*names, rest])
+
+
 def machine() -> str:
-    return f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {platform.machine()} {processor()}"
 
 
 @pytest.mark.parametrize("name", ROWS)
