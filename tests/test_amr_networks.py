@@ -203,6 +203,27 @@ def test_networks_of_which_the_reverse_holds_contradict_them(id_):
     assert page({id_: parts}, "laptop")[id_].outcome == "contradicted"
 
 
+def test_early_stopping_is_judged_on_the_images_that_both_weights_were_attacked_on():
+    """Those after them say the reverse: only more images of one of the two, in the same order."""
+
+    def fewer(images):
+        found = as_printed(images)
+        early = found[STD]["Race distance"]
+        return found | {STD: found[STD] | {"Race distance": np.where(np.arange(IMAGES) < 300, early, 0.0)}}
+
+    def fewest(images):
+        found = fewer(images)
+        return found | {STD: found[STD] | {"Race distance": found[STD]["Race distance"][:, :300]}}
+
+    id_ = "amr-s52-early-stopping-helps"
+    whole, cut = (read(networks_evidence.EVIDENCE, id_, rows) for rows in (fewer, fewest))
+    assert page({id_: cut}, "laptop")[id_].outcome == "supported"
+    assert page({id_: whole}, "laptop")[id_].outcome == "contradicted"
+    at = networks_reading.NETS[TABLES[0]][1]
+    gained = 0.2 * as_printed(at)[STD]["Race distance, last"][:, :300].mean(1)
+    assert cut[0].values == pytest.approx(gained)
+
+
 def test_other_defences_are_read_alike():
     for id_, outcome in (
         ("amr-t2-beats-std", "supported"),

@@ -270,11 +270,11 @@ def results(name: str, scale: str, store: Store | None = None, *, partial: bool 
     found = Results(experiment, scale, records, store)
     for row in records:
         for parts in found._of(row):
-            _check_weights(parts, store)
+            _check_weights(parts)
     return found
 
 
-def _check_weights(records: list[Record], store: Store) -> None:
+def _check_weights(records: list[Record]) -> None:
     """Raise MarginsError where the parts of a row and seed name different weights; the newest record is believed."""
     if others := outdated(records):
         first = others[0]

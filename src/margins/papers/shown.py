@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import pandas as pd
 
@@ -11,8 +11,9 @@ from margins.experiments import Results, find, results
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """found: name of a table -> its results at the scale, of the rows that are whole. `label` gives a table's name."""
+    """found: name of a table -> its results at the scale, of the rows that are whole; nets: name -> its label first."""
 
+    nets: ClassVar[Mapping[str, tuple[str, object]]]
     scale: str
     found: Mapping[str, Results]
 
@@ -23,7 +24,7 @@ class Tables:
         return cls(scale, {name: results(name, scale, partial=True) for name in there})
 
     def label(self, name: str) -> str:
-        raise NotImplementedError
+        return self.nets[name][0]
 
     def sound(self, name: str) -> list[str]:
         """The rows that were run, and of which no seed diverged."""

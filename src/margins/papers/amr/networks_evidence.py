@@ -124,9 +124,9 @@ def _early(ones: tuple[str, ...], weights: str, other_weights: str) -> Read:
     def read(label: str, images: Images, results: Results) -> list[Part]:
         found = []
         for row in ones:
-            one, other = distance(results, row, weights), distance(results, STD, other_weights)
-            both_saw = min(one.shape[1], other.shape[1])  # the first images of the same permutation
-            values = one[:, :both_saw] - other[:, :both_saw]
+            mine, std = distance(results, row, weights), distance(results, STD, other_weights)
+            both = min(mine.shape[1], std.shape[1])  # the first images of the same permutation
+            values = mine[:, :both] - std[:, :both]
             lost = np.isnan(values).any(1)
             names = [f"{one}{'' if w else ', stopped early'}" for one, w in ((row, weights), (STD, other_weights))]
             found.append(

@@ -15,8 +15,7 @@ from margins.papers.shown import Tables
 class Shown(Tables):
     """Of AMR's networks."""
 
-    def label(self, name: str) -> str:
-        return NETS[name][0]
+    nets = NETS
 
     def images(self, name: str) -> Images:
         return NETS[name][1]

@@ -37,8 +37,7 @@ def printed(name: str) -> pd.DataFrame:
 class Shown(Tables):
     """Of EMR's networks."""
 
-    def label(self, name: str) -> str:
-        return NETS[name][0]
+    nets = NETS
 
     def attack(self, name: str) -> str:
         """The paper's."""
