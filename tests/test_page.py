@@ -223,14 +223,16 @@ def test_a_text_of_another_type_is_refused(type_, text):
 
 def test_a_slider_shows_the_first_figure_and_knows_the_others(shell):
     page, _ = run(shell, DECLARED)
-    figures = {label: plt.figure(figsize=(1, 1)) for label in ("1", '2 "more"')}
+    figures = {label: plt.figure(figsize=(1, 1)) for label in ("1", '2 "more" | 3')}
     with capture_output() as captured:
         page.slider(figures, "fig-a", "factor <of>", "What & why", 'a "curve"')
     html = captured.outputs[0].data["text/html"]
     images = re.findall(
-        r'<img style="max-width: 100%" src="data:image/png;base64,[\w+/=]+" alt="a &quot;curve&quot;" (hidden)?>', html
+        r'<img style="max-width: 100%" src="data:image/png;base64,[\w+/=]+" alt="a &quot;curve&quot;" '
+        r'data-shown="([^"]+)" (hidden)?>',
+        html,
     )
-    assert images == ["", "hidden"]
-    assert 'max="1" value="0"' in html and 'data-labels="1|2 &quot;more&quot;"' in html
+    assert images == [("1", ""), ("2 &quot;more&quot; | 3", "hidden")]
+    assert 'max="1" value="0"' in html
     assert "factor &lt;of&gt;" in html and "<output>1</output>" in html and "What &amp; why" in html
     assert not plt.get_fignums()

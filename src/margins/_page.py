@@ -81,21 +81,22 @@ class Page:
         import matplotlib.pyplot as plt
 
         images = ""
-        for figure in frames.values():
+        for shown, figure in frames.items():
             file = io.BytesIO()
             figure.savefig(file, format="png")
             plt.close(figure)
             data, hidden = base64.b64encode(file.getvalue()).decode(), "hidden" if images else ""
-            images += f'<img style="max-width: 100%" src="data:image/png;base64,{data}" alt="{escape(alt)}" {hidden}>'
+            images += f'<img style="max-width: 100%" src="data:image/png;base64,{data}" alt="{escape(alt)}" '
+            images += f'data-shown="{escape(shown)}" {hidden}>'
         move = (
             "const f = this.closest('figure');"
             "f.querySelectorAll('img').forEach((one, i) => { one.hidden = i != this.value });"
-            "f.querySelector('output').value = this.dataset.labels.split('|')[this.value]"
+            "f.querySelector('output').value = f.querySelector('img:not([hidden])').dataset.shown"
         )
         html = (
             f'<figure id="{name}" class="align-default">{images}'
             f'<p><label>{escape(label)} <input type="range" style="width: 50%" '
-            f'min="0" max="{len(frames) - 1}" value="0" step="1" data-labels="{escape("|".join(frames))}" '
+            f'min="0" max="{len(frames) - 1}" value="0" step="1" '
             f'oninput="{move}"></label> '
             f"<output>{escape(next(iter(frames)))}</output></p><figcaption><p>{escape(caption)}</p></figcaption></figure>"
         )
