@@ -18,7 +18,14 @@ from margins.penalties.context import Threat
 from margins.recording import record
 from margins.records import Store
 from margins.tables import Along, Columns, table
-from margins.tables.along import effective_weights, gap, gradient, race_margin
+from margins.tables.along import (
+    approximate_weights,
+    effective_cosine,
+    effective_weights,
+    gap,
+    gradient,
+    race_margin,
+)  # fmt: skip
 from margins.training import Recipe, train, train_together
 
 MODEL = {"name": "mlp", "inputs": 64, "hidden": (8,), "classes": 10}
@@ -137,6 +144,27 @@ def test_measures_are_those_of_their_names():
     linear = models.Linear(known.x.shape[1], 10).double()
     weights = effective_weights(linear, known.x, known.y)
     torch.testing.assert_close(weights, linear.head.weight.detach().square().sum().expand(20))
+
+
+def test_rows_of_effective_weights_are_those_of_a_linear_net():
+    known, linear = data(6), models.Linear(4, 3).double()
+    rows = torch.tensor([[3.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [3.0, 3.0, 0.0, 0.0]]).double()
+    with torch.no_grad():
+        linear.head.weight.copy_(rows)
+    x, y = known.x[:, :4], known.y
+    # right angles between the first two, 45 degrees between each of them and the third
+    expected = torch.full((6,), 2 * math.sqrt(0.5) / 3).double()
+    torch.testing.assert_close(effective_cosine(linear, x, y), expected)
+    with torch.no_grad():
+        linear.head.weight.copy_(torch.eye(3, 4) + 5.0)  # alike but for what all have
+    torch.testing.assert_close(effective_cosine(linear, x, y, centred=True), torch.full((6,), -0.5).double())
+    assert (effective_cosine(linear, x, y) > 0.9).all()
+    with torch.no_grad():
+        linear.head.weight.copy_(rows)
+    for temperature in (0.1, 1.0, 1e9):
+        share = (linear(x).detach() / temperature).softmax(1)
+        expected = (share @ rows).square().sum(1)
+        torch.testing.assert_close(approximate_weights(linear, x, y, temperature=temperature), expected)
 
 
 def test_a_measure_may_have_a_norm_of_its_own(make):

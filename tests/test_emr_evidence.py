@@ -7,7 +7,8 @@ from margins.experiments import find
 from margins.papers.emr import networks_evidence as evidence
 from margins.papers.emr import networks_reading as reading
 from margins.papers.emr.networks import MLP, MORE, named
-from margins.papers.emr.networks_shown import Shown, printed
+from margins.papers.emr.networks_reading import printed
+from margins.papers.emr.networks_shown import Shown
 from margins.verdicts import page
 
 S, N = 3, 200

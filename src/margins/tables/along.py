@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from margins import checks, datasets, losses
 from margins.attacks.found import attacking
@@ -20,6 +21,7 @@ from margins.experiments import Outcome
 from margins.margin import deepfool_margin, effective_margin, lipschitz_margin, logit_margin
 from margins.methods.rows import describe
 from margins.models import frozen
+from margins.penalties.jacobian import gradients
 from margins.tables.job import BATCH, Job, exact, stopping
 from margins.training import processes
 
@@ -62,15 +64,41 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def effective_weights(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """(B,) the squared l2 lengths of all logits' input gradients, summed: what EMR's Eq. 5 penalises."""
+    return _rows(model, x).square().sum((1, 2))
+
+
+def effective_cosine(model: nn.Module, x: Tensor, y: Tensor, *, centred: bool = False) -> Tensor:
+    """(B,) the mean cosine of the input gradients of two logits, over all pairs; a gradient of length 0 has 0 to all.
+
+    centred: of the gradients minus their mean over the logits, which neither the softmax nor a margin sees. For K that
+    are alike it is -1 / (K - 1).
+    """
+    rows = _rows(model, x)
+    rows = functional.normalize(rows - rows.mean(1, keepdim=True) if centred else rows, dim=2)
+    classes = rows.shape[1]
+    return (rows.sum(1).square().sum(1) - rows.square().sum((1, 2))) / (classes * (classes - 1))
+
+
+def approximate_weights(model: nn.Module, x: Tensor, y: Tensor, *, temperature: float) -> Tensor:
+    """(B,) what EMR's Eq. 7 penalises at that temperature: the squared length of the weighted mean logit's gradient."""
+    with torch.no_grad():
+        share = (model(x) / temperature).softmax(1)
+    return (share[:, :, None] * _rows(model, x)).sum(1).square().sum(1)
+
+
+def _rows(model: nn.Module, x: Tensor) -> Tensor:
+    """(B, K, D) the input gradients of all logits. Costs a forward and K backwards."""
     with frozen(model), torch.enable_grad():
         x = x.clone().requires_grad_()
-        rows = (torch.autograd.grad(f.sum(), x, retain_graph=True)[0] for f in model(x).unbind(1))
-        return sum(w.square().flatten(1).sum(1) for w in rows)
+        logits = model(x)
+        one = torch.eye(logits.shape[1], dtype=logits.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
+        return gradients(logits, x, one, graph=False).flatten(2).transpose(0, 1)
 
 
 MEASURES: dict[str, Callable[..., Tensor]] = {
     "deepfool": deepfool_margin, "race": race_margin, "estimate": estimate, "effective": effective_margin,
-    "weights": effective_weights, "gap": gap, "gradient": gradient,
+    "weights": effective_weights, "cosine": effective_cosine, "approximate": approximate_weights, "gap": gap,
+    "gradient": gradient,
 }  # fmt: skip
 
 

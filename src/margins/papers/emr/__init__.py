@@ -1,5 +1,11 @@
 """EMR: effective margin regularization (Liu, Chan). Its experiments, and what its claims rest on."""
 
-from margins.papers.emr import cost, networks_evidence, theory_evidence
+from margins.papers.emr import approximate, cost, networks_evidence, networks_numbers, theory_evidence
 
-EVIDENCE = {**theory_evidence.EVIDENCE, **networks_evidence.EVIDENCE, **cost.EVIDENCE}
+EVIDENCE = {
+    **theory_evidence.EVIDENCE,
+    **networks_evidence.EVIDENCE,
+    **networks_numbers.EVIDENCE,
+    **approximate.EVIDENCE,
+    **cost.EVIDENCE,
+}

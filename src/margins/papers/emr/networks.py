@@ -97,19 +97,29 @@ def recipe(net: str, epochs: int, snapshots: tuple[int, ...]) -> Recipe:
     return Recipe(epochs=epochs, batch_size=100, snapshots=snapshots, **given)
 
 
-def _register(name: str, title: str, compared: Mapping[str, Row], scales: Mapping[str, tuple], **given) -> None:
+def register(
+    name: str,
+    net: str,
+    title: str,
+    source: str,
+    compared: Mapping[str, Row],
+    scales: Mapping[str, tuple],
+    *,
+    more: Mapping[str, Along] | None = None,
+    training: float | None = None,
+    width: int = 64,
+) -> None:
     """A table of the MLP or of a CNN; scales: name -> (training images, epochs, those whose weights are kept).
 
-    training: minutes of it at laptop scale; width: of the CNN.
+    more: measured beside `columns`; training: minutes of it at laptop scale; width: of the CNN.
     """
-    net = MLP if name in (MLP, MORE) else CNN
-    found, training = columns(net), given.pop("training", None)
+    found = columns(net) | (more or {})
     minutes = {"laptop": {"training": training} | dict.fromkeys(found, 0.5)} if training else {}
     table(
         name,
         title=title,
-        source=f"EMR, section 3, Table {1 if net == MLP else 2}",
-        model={"name": "mlp", "inputs": 784, "hidden": (1024,) * 4, "classes": 10} if net == MLP else cnn(**given),
+        source=source,
+        model={"name": "mlp", "inputs": 784, "hidden": (1024,) * 4, "classes": 10} if net == MLP else cnn(width),
         data="mnist" if net == MLP else "cifar10",
         validation=VALIDATION,
         threat=THREATS[net],
@@ -126,28 +136,35 @@ def _register(name: str, title: str, compared: Mapping[str, Row], scales: Mappin
     )
 
 
-_FULL = {MLP: (59_000, 50, (1, 2, 5, 10, 20, 30, 40, 50)), CNN: (49_000, 100, (1, 2, 5, 10, 20, 50, 75, 100))}
-_register(
+FULL = {MLP: (59_000, 50, (1, 2, 5, 10, 20, 30, 40, 50)), CNN: (49_000, 100, (1, 2, 5, 10, 20, 50, 75, 100))}
+_TABLE1, _TABLE2 = (f"EMR, section 3, Table {k}" for k in (1, 2))
+register(
+    MLP,
     MLP,
     "Effective margins of an MLP on MNIST",
+    _TABLE1,
     rows(MLP, (0.0, 1e-4, 1e-3, 1e-2, 0.1), (1e-4, 1e-3, 1e-2), (1e-3,)),
-    {"laptop": (10_000, 10, (1, 2, 4, 6, 8, 10)), "paper": _FULL[MLP]},
+    {"laptop": (10_000, 10, (1, 2, 4, 6, 8, 10)), "paper": FULL[MLP]},
     training=4,
 )
 _EVERY = rows(MLP, (), (1e-4, 1e-3, 1e-2, 0.1), (1e-4, 1e-3, 1e-2))
-_register(
+register(
     MORE,
+    MLP,
     "Effective margins of an MLP on MNIST: the other weight decays of Table 1",
+    _TABLE1,
     {label: row for label, row in _EVERY.items() if label not in find(MLP).rows},
-    {"paper": _FULL[MLP]},
+    {"paper": FULL[MLP]},
 )
 _CNN = rows(CNN, (0.0, 1e-4, 5e-4, 1e-3, 1e-2), (1e-4, 5e-4, 1e-3, 1e-2), (1e-4, 5e-4, 1e-3, 1e-2))
 #: A margin above 1, with which the paper says that training fails.
 _TWO = {named("ST+LSoftmax, m = 2", DECAY[CNN]): decayed(l_softmax(2), DECAY[CNN])}
-_register(CNN, "Effective margins of a CNN on CIFAR-10", _CNN | _TWO, {"paper": _FULL[CNN]}, width=64)
-_register(
+register(CNN, CNN, "Effective margins of a CNN on CIFAR-10", _TABLE2, _CNN | _TWO, {"paper": FULL[CNN]})
+register(
     QUARTER,
+    CNN,
     "Effective margins of a CNN of a quarter of the width on CIFAR-10",
+    _TABLE2,
     rows(CNN, (0.0, 1e-4, 5e-4, 1e-2), (5e-4,), (5e-4,)) | _TWO,
     {"laptop": (10_000, 20, (1, 2, 5, 10, 15, 20))},
     training=6,

@@ -5,13 +5,17 @@ paper says the latter of one figure only, and its margins on training images do 
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from margins.claims import Difference, Evidence, Missing
+from margins.claims import Difference, Evidence, Missing, published
 from margins.experiments import Results, find
 from margins.papers.emr.networks import CNN, DECAY, MLP, MORE, QUARTER, named
 from margins.papers.paired import Measure, difference, worst
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNITS = "input units"
 #: The name of a network in labels, and its attack.
@@ -25,6 +29,16 @@ NETS = {
 FLOOR = 50.0
 Part = Difference | Missing
 Read = Callable[[str, Results], Sequence[Part]]
+
+
+def printed(name: str) -> "pd.DataFrame":
+    """The lines of Table 1 or 2, as text, by the label of the row that they are about."""
+    lines = published("emr", "table1" if name in (MLP, MORE) else "table2")
+    labels = [
+        named(method.split("_")[0], float(decay))
+        for method, decay in zip(lines["method"], lines["lambda_wd"], strict=True)
+    ]
+    return lines.set_axis(labels).rename(columns={"pgd20": "pgd", "pgd10": "pgd"})
 
 
 def over(names: Sequence[str], read: Read) -> tuple[Evidence, ...]:

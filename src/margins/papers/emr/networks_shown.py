@@ -4,10 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from margins.claims import published
 from margins.experiments import find
 from margins.intervals import of_mean
-from margins.papers.emr.networks import MLP, MORE, named
 from margins.papers.emr.networks_reading import (
     NETS,
     average,
@@ -17,21 +15,12 @@ from margins.papers.emr.networks_reading import (
     margins,
     method,
     of,
+    printed,
     robust,
     strong,
 )  # fmt: skip
 from margins.papers.paired import mean, said
 from margins.papers.shown import Tables
-
-
-def printed(name: str) -> pd.DataFrame:
-    """The lines of Table 1 or 2, as text, by the label of the row that they are about."""
-    lines = published("emr", "table1" if name in (MLP, MORE) else "table2")
-    labels = [
-        named(method.split("_")[0], float(decay))
-        for method, decay in zip(lines["method"], lines["lambda_wd"], strict=True)
-    ]
-    return lines.set_axis(labels).rename(columns={"pgd20": "pgd", "pgd10": "pgd"})
 
 
 class Shown(Tables):
