@@ -21,7 +21,8 @@ from margins.models.linear import Linear
 from margins.models.liunet import LiuNet
 from margins.models.mlp import MLP
 from margins.models.nin import NIN
-from margins.models.resnet_cifar import ResNetCIFAR
+from margins.models.resnet_cifar import ResNet18CIFAR, ResNetCIFAR
+from margins.models.wide_resnet import WideResNet
 
 __all__ = [
     "CNN",
@@ -36,9 +37,11 @@ __all__ = [
     "Linear",
     "LiuNet",
     "ResNet18",
+    "ResNet18CIFAR",
     "ResNet50",
     "ResNetCIFAR",
     "SENet50",
+    "WideResNet",
     "build",
     "frozen",
 ]
@@ -56,6 +59,8 @@ FAMILIES: dict[str, type[nn.Module]] = {
     "nin": NIN,
     "liunet": LiuNet,
     "resnet-cifar": ResNetCIFAR,
+    "resnet-18-cifar": ResNet18CIFAR,
+    "wide-resnet": WideResNet,
     "densenet-cifar": DenseNetCIFAR,
     "resnet-18": ResNet18,
     "resnet-50": ResNet50,

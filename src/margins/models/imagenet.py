@@ -10,24 +10,12 @@ from margins import paths
 from margins._sources import NotAvailable, offline, roots, sha256
 from margins.errors import MarginsError
 from margins.models.cnn import OfImages
-from margins.models.layers import draw, images
+from margins.models.layers import Normalised, draw, images
 
 #: By which the published networks' pixels in [0, 1] are normalised, a channel each.
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: The folder of published weights below a root (MARGINS_DATA, then the cache).
 FOLDER = "imagenet-networks"
-
-
-class Normalised(nn.Module):
-    """x (B, 3, H, W) in [0, 1] by MEAN and DEVIATION."""
-
-    def __init__(self):
-        super().__init__()
-        for name, values in (("mean", MEAN), ("deviation", DEVIATION)):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.deviation
 
 
 class OfImageNet(OfImages, ABC):
@@ -71,7 +59,7 @@ class OfImageNet(OfImages, ABC):
             net.load_state_dict(_read(url))
         self.head = getattr(net, self.last)
         setattr(net, self.last, nn.Identity())
-        self.body = nn.Sequential(Normalised(), net)
+        self.body = nn.Sequential(Normalised(MEAN, DEVIATION), net)
 
     @abstractmethod
     def _published(self, classes: int) -> tuple[nn.Module, str]:

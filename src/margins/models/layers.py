@@ -1,4 +1,4 @@
-"""What the nets of AMM's tables have in common: initial weights, the check of their images, the end of a block."""
+"""What nets for images have in common: initial weights, the check of their images, first and last layers."""
 
 from collections.abc import Sequence
 
@@ -34,6 +34,29 @@ def images(shape: Sequence[int], classes: int, multiple: int = 1, least: int = 1
         raise MarginsError(f"shape must be (C, H, W) with H and W {of}at least {least}, but is {shape!r}")
     check_sizes(classes=classes, **dict(zip(("C", "H", "W"), shape, strict=True)))
     return tuple(shape)
+
+
+#: The mean and the deviation of CIFAR-10's pixels in [0, 1], a channel each.
+CIFAR = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+
+
+class Normalised(nn.Module):
+    """x (B, 3, H, W) in [0, 1] by a mean and a deviation, a channel each; CIFAR-10's by default."""
+
+    def __init__(self, mean: Sequence[float] = CIFAR[0], deviation: Sequence[float] = CIFAR[1]):
+        super().__init__()
+        for name, values in (("mean", mean), ("deviation", deviation)):
+            self.register_buffer(name, torch.tensor(tuple(values)).view(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+
+def normalising(on: bool, shape: Sequence[int]) -> list[nn.Module]:
+    """The first layer of a net that normalises its input, if it does. Raises MarginsError for other than 3 channels."""
+    if on and shape[0] != 3:
+        raise MarginsError(f"normalised: shape must have 3 channels, but is {tuple(shape)}")
+    return [Normalised()] if on else []
 
 
 class Average(nn.Module):
