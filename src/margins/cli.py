@@ -14,7 +14,7 @@ from margins.errors import MarginsError
 
 #: What `evaluate` takes by name; written here, since importing the packages that know them takes seconds.
 SUITES = ("quick", "strong", "standard")
-IMAGES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "svhn-extra")
+IMAGES = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "svhn-extra", "tiny-imagenet")
 #: Exit status of an evaluation that a sanity check has failed; it was made, and its numbers are not to be believed.
 DOUBTED = 4
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from margins import tinyimagenet
 from margins._sources import SOURCES, NotAvailable, download, files, find, needed
 from margins.errors import MarginsError
 
@@ -40,6 +41,7 @@ SETS: dict[str, tuple[int, tuple[int | None, int | None]]] = {
     "cifar100": (100, (50_000, 10_000)),
     "svhn": (10, (73_257, 26_032)),
     "svhn-extra": (10, (604_388, 26_032)),
+    "tiny-imagenet": (200, (100_000, 10_000)),
 }
 
 
@@ -64,7 +66,8 @@ def load(
     [0.99, 1.01] x [-2, 4] (label 1); train and test come from different random streams of `seed`.
     `digits`: scikit-learn's 1797 images, divided by 16; the last 360 are the test split.
     `cifar100` has the 100 fine labels. `svhn` are the cropped digits, each labelled with its digit; `svhn-extra` has
-    the 531,131 easier ones of the publication as well, after them. The others are as published, divided by 255.
+    the 531,131 easier ones of the publication as well, after them. `tiny-imagenet`, 64 pixels a side, is never
+    downloaded, and its test split are the published validation images. All are as published, divided by 255.
 
     Raises MarginsError for an argument out of range, for a file that is truncated, altered or missing beside the others
     (nothing is changed and no other place is tried), and its kind NotAvailable if the set cannot be had.
@@ -105,6 +108,8 @@ def load(
 def available(name: str) -> bool:
     """Whether the set can be loaded without a download; raises MarginsError if its files are there but not whole."""
     _check_name("name", name)
+    if name == tinyimagenet.NAME:
+        return tinyimagenet.find() is not None
     return name not in SOURCES or all(find(one) is not None for one in needed(name))
 
 
@@ -113,6 +118,8 @@ def live(name: str, fallback: str = "digits") -> str:
     _check_name("fallback", fallback)
     if available(name):
         return name
+    if name not in SOURCES:
+        return fallback
     try:
         for one in needed(name):
             find(one) or download(one)
@@ -163,6 +170,8 @@ def _digits(split: str) -> tuple[Tensor, Tensor]:
 
 def _read(name: str, split: str) -> tuple[Tensor, Tensor]:
     """Pixels uint8 (N, C, H, W) and labels int64 (N,), from files that were checked."""
+    if name == tinyimagenet.NAME:
+        return tinyimagenet.read(split, SETS[name][1][SPLITS.index(split)])
     found = files(name, split)
     if "mnist" in name:  # idx: a header of 16 bytes before the images, of 8 before the labels
         x = np.fromfile(found[0], np.uint8, offset=16).reshape(-1, 1, 28, 28)
