@@ -118,6 +118,14 @@ def test_loss_falls_and_weights_grow_but_not_the_margin():
     assert page({"c": parts}, "laptop")["c"].outcome == "supported"
 
 
+def test_where_all_rows_of_a_method_collapsed_nothing_is_decided():
+    gone = {row: (12, 5, 0.1) for row in TABLE if row.startswith("ST+LSoftmax")}
+    assert outcome("emr-t1-emr-beats-lsoftmax", Results(**gone)) == "undecided"
+    (mlp, *_) = evidence.EVIDENCE["emr-t1-emr-beats-lsoftmax"]
+    (part,) = mlp.read({MLP: Results(**gone)})
+    assert part.label == "MLP: no row of ST+LSoftmax that has not collapsed"
+
+
 def test_a_net_that_never_learns_has_no_such_part():
     parts = evidence._grows(MLP, Results(**{"ST, 0": (40, 5, 0.7)}))
     assert all(np.isnan(part.values).all() and part.failed == S for part in parts)

@@ -41,12 +41,22 @@ def printed(name: str) -> "pd.DataFrame":
     return lines.set_axis(labels).rename(columns={"pgd20": "pgd", "pgd10": "pgd"})
 
 
+class Collapsed(Exception):
+    """All rows of some methods have collapsed or diverged, so that nothing can be compared with their best."""
+
+
 def over(names: Sequence[str], read: Read) -> tuple[Evidence, ...]:
     """One evidence a network: what read(its table's name, results) says. The CNN is for a GPU."""
 
+    def known(name: str, results: Results) -> Sequence[Part]:
+        try:
+            return read(name, results)
+        except Collapsed as error:
+            return [Missing(f"{NETS[name][0]}: {error}")]
+
     def of(name: str) -> Evidence:
         since = "quick" if "laptop" in find(name).scales else "gpu"
-        return Evidence((name,), lambda at: read(name, at[name]), since=since)
+        return Evidence((name,), lambda at: known(name, at[name]), since=since)
 
     return tuple(map(of, names))
 
@@ -70,9 +80,11 @@ def of(results: Results, *methods: str) -> list[str]:
 def best(results: Results, methods: Sequence[str], measure: Measure) -> str:
     """Of the rows of these methods, that with the largest mean: what the claims call their best weight decay.
 
-    It is chosen by the same images that it is then judged on, in favour of whom it stands against.
+    It is chosen by the same images that it is then judged on, in favour of whom it stands against. Raises Collapsed.
     """
-    return max(of(results, *methods), key=lambda row: float(measure(results, row).mean()))
+    if not (rows := of(results, *methods)):
+        raise Collapsed(f"no row of {' or '.join(methods)} that has not collapsed")
+    return max(rows, key=lambda row: float(measure(results, row).mean()))
 
 
 def clean(results: Results, row: str) -> np.ndarray:
