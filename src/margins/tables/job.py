@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from margins import datasets, losses, models, paths
+from margins.attacks.apgd import apgd, apgd_t
 from margins.attacks.autoattack import autoattack
 from margins.attacks.pgd import cw, fgsm, pgd
 from margins.attacks.race import race
@@ -46,7 +47,8 @@ _DECIDES = (
 #: The column of `deepfool_margin`.
 DEEPFOOL = "DeepFool distance"
 ATTACKS = {
-    "fgsm": fgsm, "pgd": pgd, "cw": cw, "autoattack": autoattack, "square": square, "spsa": spsa, "race": race,
+    "fgsm": fgsm, "pgd": pgd, "cw": cw, "apgd": apgd, "apgd-t": apgd_t, "autoattack": autoattack, "square": square,
+    "spsa": spsa, "race": race,
 }  # fmt: skip
 #: The curves of a training that tell of held-out images.
 VALIDATION = ("validation PGD-10", "validation clean")

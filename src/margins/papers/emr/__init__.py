@@ -1,6 +1,6 @@
 """EMR: effective margin regularization (Liu, Chan). Its experiments, and what its claims rest on."""
 
-from margins.papers.emr import approximate, cost, networks_evidence, networks_numbers, theory_evidence
+from margins.papers.emr import approximate, cost, large_evidence, networks_evidence, networks_numbers, theory_evidence
 
 EVIDENCE = {
     **theory_evidence.EVIDENCE,
@@ -8,4 +8,5 @@ EVIDENCE = {
     **networks_numbers.EVIDENCE,
     **approximate.EVIDENCE,
     **cost.EVIDENCE,
+    **large_evidence.EVIDENCE,
 }

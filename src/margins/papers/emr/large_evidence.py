@@ -1,0 +1,75 @@
+"""What EMR's claims on the large networks are read from: Tables 3 and 4 (section 5)."""
+
+import numpy as np
+
+from margins.claims import Difference, Evidence
+from margins.experiments import Results
+from margins.papers.cifar_reading import compared, gap, over
+from margins.papers.emr.large import FAMILIES, IGR, RESNET, WRN, name_of
+from margins.papers.lma.short import ONE_CYCLE
+from margins.papers.paired import share
+
+AT, TRADES, MAIL = ([name_of(net, family) for net in (WRN, RESNET)] for family in FAMILIES)
+AA = ["AutoAttack"]
+AT_IGR, TRADES_IGR = ([f"{one}+IGR, {value:g}" for value in IGR] for one in ("AT", "TRADES"))
+#: The rows of Table 3's two blocks.
+AT_BLOCK, TRADES_BLOCK = ("AT", *AT_IGR, "AT+EMR"), ("TRADES", *TRADES_IGR, "TRADES+EMR")
+
+
+def _both(at: list[tuple[str, str]], trades: list[tuple[str, str]], columns: list[str], **how) -> tuple[Evidence, ...]:
+    return over(AT, compared(at, columns, **how)) + over(TRADES, compared(trades, columns, **how))
+
+
+def _weak(label: str, results: Results) -> list[Difference]:
+    """Against each weight decay of adversarial training, so against the best."""
+    others = ["AT", *(row for row in results.records if row.startswith("AT, weight decay"))]
+    return compared([("AT+EMR", row) for row in others], AA)(label, results)
+
+
+def _stronger(label: str, results: Results) -> list[Difference]:
+    """AutoAttack minus PGD-100 of every row, on the images that both saw."""
+    found = []
+    for row in results.records:
+        by_aa, by_pgd = (share(results, row, column) for column in ("AutoAttack", "PGD-100"))
+        apart = by_aa - by_pgd[:, : by_aa.shape[1]]
+        lost = int(results.diverged(row).sum())
+        found.append(
+            Difference(
+                f"{label}, {row}: AutoAttack - PGD-100", apart.mean(1), "<",
+                unit="points", images=np.nanmean(apart, 0), resolution=100 / apart.shape[1], failed=lost,
+            )
+        )  # fmt: skip
+    return found
+
+
+EVIDENCE: dict[str, tuple[Evidence, ...]] = {
+    "emr-t3-emr-beats-at": over(AT, compared([("AT+EMR", "AT")], AA, ">", 1.0))
+    + over([ONE_CYCLE], compared([("AT+EMR", "AT")], AA, ">", 1.0)),
+    "emr-t3-not-weak-wd": over([name_of(RESNET, "at")], _weak),
+    "emr-t3-he-improves-at": over(AT, compared([("AT+HE", "AT")], AA)),
+    "emr-t3-emr-best-at": over(AT, compared([("AT+EMR", row) for row in ("AT", *AT_IGR, "AT+HE")], AA)),
+    "emr-t3-he-igr-no-large-gain-trades": over(
+        TRADES, compared([(row, "TRADES") for row in ("TRADES+HE", *TRADES_IGR)], AA, "<", 1.0)
+    ),
+    "emr-t3-emr-best-trades": over(
+        TRADES, compared([("TRADES+EMR", row) for row in ("TRADES", *TRADES_IGR, "TRADES+HE")], AA)
+    ),
+    "emr-t3-trades-gain-substantial": over(TRADES, compared([("TRADES+EMR", "TRADES")], AA, ">", 0.25))
+    + over([ONE_CYCLE], compared([("TRADES+EMR", "TRADES")], AA, ">", 0.25)),
+    "emr-t3-he-best-pgd": _both(
+        [("AT+HE", row) for row in AT_BLOCK], [("TRADES+HE", row) for row in TRADES_BLOCK], ["PGD-100"]
+    ),
+    "emr-t3-he-pgd-aa-gap": over(AT, gap([("AT+HE", "AT")], "PGD-100", "AutoAttack", ">", 3.0))
+    + over(TRADES, gap([("TRADES+HE", "TRADES")], "PGD-100", "AutoAttack", ">", 1.0)),
+    "emr-s5-aa-stronger-than-pgd": over([*AT, *TRADES, *MAIL], _stronger),
+    "emr-s5-he-not-with-trades": over(TRADES, compared([("TRADES", "TRADES+HE")], AA)),
+    "emr-t3-mail-at": over(MAIL, compared([("AT+MAIL+EMR", "AT+MAIL")], AA, ">", 0.6)),
+    "emr-t3-mail-trades": over(MAIL, compared([("TRADES+MAIL+EMR", "TRADES+MAIL")], AA, ">", 0.6)),
+    "emr-t3-mart": over(
+        AT,
+        compared([("MART+EMR", "MART")], AA, ">", 0.4),
+        compared([("MART+EMR", "MART")], ["PGD-100"], ">", 0.5),
+    ),
+    "emr-t4-clean-images-clean-acc": over(TRADES, compared([("TRADES+EMR, clean", "TRADES+EMR")], ["clean"])),
+    "emr-t4-adv-images-robust": over(TRADES, compared([("TRADES+EMR", "TRADES+EMR, clean")], AA)),
+}
