@@ -33,9 +33,9 @@ def compared(pairs: Pairs, columns: Sequence[str], relation: str = ">", delta: f
 
     def read(label: str, results: Results) -> list[Difference]:
         return [
-            difference(f"{label}, {column}", *_rows(results, pair), _mean_of([column]), relation, delta)
+            difference(f"{label}, {name}", *_rows(results, pair), measured(name), relation, delta)
             for pair in pairs
-            for column in columns
+            for name in columns
         ]
 
     return read
@@ -46,7 +46,7 @@ def mean(pairs: Pairs, columns: Sequence[str], delta: float = 0.0, relation: str
 
     def read(label: str, results: Results) -> list[Difference]:
         name = f"{label}, mean of {len(columns)} columns" if len(columns) > 2 else f"{label}, {' and '.join(columns)}"
-        return [difference(name, *_rows(results, pair), _mean_of(columns), relation, delta) for pair in pairs]
+        return [difference(name, *_rows(results, pair), measured(*columns), relation, delta) for pair in pairs]
 
     return read
 
@@ -111,5 +111,6 @@ def _rows(results: Results, pair: tuple[str, str]) -> tuple[tuple[Results, str],
     return (results, pair[0]), (results, pair[1])
 
 
-def _mean_of(columns: Sequence[str]) -> Measure:
-    return lambda results, row: share(results, row, *columns)
+def measured(*names: str) -> Measure:
+    """(S, N) in points whether an image withstands, the mean of so many columns where there are several."""
+    return lambda results, row: share(results, row, *names)
