@@ -1,5 +1,6 @@
 """What AMM says of its attack: how often, how fast and how near DeepFool gets (sections 1, 3.1, 3.3.4 and 4.2)."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -125,10 +126,15 @@ class Net:
         """The table's job of the row's training, which finds or makes its weights; `trained` is in the unit."""
         config = unit.config["trained"][unit.scale]
         recipe, threat = (
-            kind(**{name: value for name, value in config[which].items() if name != "kind"})
+            kind(**{name: _number(value) for name, value in config[which].items() if name != "kind"})
             for which, kind in (("recipe", Recipe), ("threat", Threat))
         )
         return Job(self.row, recipe, threat, replace(unit, config=config), checkpoint)
+
+
+def _number(value: object) -> object:
+    """The value of a described field: infinity is described by its name."""
+    return math.inf if value == "inf" else value
 
 
 _ONE = tuple((scale, 1) for scale in ("quick", "laptop", "paper"))

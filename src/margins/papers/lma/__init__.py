@@ -1,5 +1,11 @@
 """LMA-AT: a margin loss and moving averages of logits. Its experiments, and what its claims rest on."""
 
-from margins.papers.lma import cost, large_evidence, mnist_evidence, moving_average
+from margins.papers.lma import cost, large_evidence, mnist_evidence, moving_average, ranks
 
-EVIDENCE = {**moving_average.EVIDENCE, **mnist_evidence.EVIDENCE, **large_evidence.EVIDENCE, **cost.EVIDENCE}
+EVIDENCE = {
+    **moving_average.EVIDENCE,
+    **mnist_evidence.EVIDENCE,
+    **large_evidence.EVIDENCE,
+    **cost.EVIDENCE,
+    **ranks.EVIDENCE,
+}

@@ -28,6 +28,7 @@ def rows() -> dict[str, Row]:
     at, lma = methods.at(PGD()), ours("ResNet-18", "cifar10")
     emr = methods.emr(at, *WARM)
     return {
+        "ST": methods.plain(),
         "AT": at,
         LMA: lma(),
         CONTROL: lma(tau=0.0, beta=0.64 * 86),
