@@ -161,6 +161,11 @@ def test_rows_of_effective_weights_are_those_of_a_linear_net():
     assert (effective_cosine(linear, x, y) > 0.9).all()
     with torch.no_grad():
         linear.head.weight.copy_(rows)
+    parts = {part: effective_weights(linear, x, y, part=part) for part in ("all", "seen", "mean")}
+    torch.testing.assert_close(parts["seen"] + parts["mean"], parts["all"])
+    torch.testing.assert_close(parts["mean"], 3 * rows.mean(0).square().sum().expand(6))
+    with pytest.raises(MarginsError, match="part must be one of 'all', 'seen', 'mean'"):
+        effective_weights(linear, x, y, part="rest")
     for temperature in (0.1, 1.0, 1e9):
         share = (linear(x).detach() / temperature).softmax(1)
         expected = (share @ rows).square().sum(1)

@@ -13,13 +13,13 @@ from margins.experiments import find
 from margins.papers import cifar, cifar_reading
 from margins.papers.emr import large as emr
 from margins.papers.emr import large_evidence as emr_evidence
+from margins.papers.emr import temperature
 from margins.papers.lma import large as lma
 from margins.papers.lma import large_evidence as lma_evidence
 from margins.papers.lma import short
 from margins.training import train
 
 EMR_NAMES = [emr.name_of(net, family) for net in (emr.WRN, emr.RESNET) for family in emr.FAMILIES]
-NAMES = [*lma.NAMES.values(), *EMR_NAMES, short.SMALL, short.ONE_CYCLE]
 S, N = 3, 40
 
 
@@ -49,6 +49,12 @@ def test_every_line_that_emr_prints_has_a_row(number):
     assert all(row in find(name).rows for name, row, _ in found)
     clean = [row for _, row, line in found if "clean" in line["method"]]
     assert clean == ["TRADES+EMR, clean"] * len(clean)
+
+
+@pytest.mark.parametrize("name", [*lma.NAMES.values(), *EMR_NAMES])
+def test_what_a_row_takes_is_known_of_all_its_parts(name):
+    declared = find(name)
+    assert set(declared.minutes["paper"]) == set(declared.parts) and min(declared.minutes["paper"].values()) > 0
 
 
 def told(paper, experiment, setting):
@@ -204,3 +210,19 @@ def test_boundaries_are_farther_by_the_median():
     found = Results(name, levels(TRADES={"Race distance": 80.0}))
     (part,) = cifar_reading.farther([("TRADES", "vanillaAT")])(name, found)
     assert part.values == pytest.approx([0.3] * S, abs=0.01)
+
+
+def test_temperatures_are_chosen_on_held_out_images():
+    best, other = temperature.named(10.0, 1 / 128), temperature.named(1.0, 9 / 128)
+
+    class Held(Results):
+        def curve(self, row, name):
+            assert name == "validation PGD-10"
+            return np.full((S, 2), {best: 60.0, other: 55.0}.get(row, 50.0))
+
+    found = Held(temperature.NAME, levels(**{best: {"AutoAttack": 70.0}}))
+    assert temperature.chosen(found) == best and temperature.chosen(found, temperature.PLAIN) == other
+    robust, _ = temperature.EVIDENCE["emr-s4-temperature-matters"].read({temperature.NAME: found})
+    assert robust.values == pytest.approx([20.0] * S) and robust.relation == ">"
+    centred = [row for row in temperature.rows() if "centred" in row]
+    assert len(centred) == len(temperature.COEFFICIENTS)

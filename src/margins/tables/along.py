@@ -25,6 +25,8 @@ from margins.penalties.jacobian import gradients
 from margins.tables.job import BATCH, Job, exact, stopping
 from margins.training import processes
 
+#: Of `effective_weights`.
+PARTS = ("all", "seen", "mean")
 #: Raised when a change of a measure changes results.
 REVISION = 1
 
@@ -62,9 +64,16 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         model.to(single)
 
 
-def effective_weights(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """(B,) the squared l2 lengths of all logits' input gradients, summed: what EMR's Eq. 5 penalises."""
-    return _rows(model, x).square().sum((1, 2))
+def effective_weights(model: nn.Module, x: Tensor, y: Tensor, *, part: str = "all") -> Tensor:
+    """(B,) the squared l2 lengths of all logits' input gradients, summed: what EMR's Eq. 5 penalises.
+
+    part: "all", or one of its two summands, "seen" by the softmax and by margins, of the gradients minus their mean,
+    and "mean", K times the mean's.
+    """
+    rows = _rows(model, x)
+    mean = rows.mean(1, keepdim=True)
+    kept = {"all": rows, "seen": rows - mean, "mean": mean.expand_as(rows)}[checks.choice("part", part, PARTS)]
+    return kept.square().sum((1, 2))
 
 
 def effective_cosine(model: nn.Module, x: Tensor, y: Tensor, *, centred: bool = False) -> Tensor:

@@ -1,6 +1,14 @@
 """EMR: effective margin regularization (Liu, Chan). Its experiments, and what its claims rest on."""
 
-from margins.papers.emr import approximate, cost, large_evidence, networks_evidence, networks_numbers, theory_evidence
+from margins.papers.emr import (
+    approximate,
+    cost,
+    large_evidence,
+    networks_evidence,
+    networks_numbers,
+    temperature,
+    theory_evidence,
+)
 
 EVIDENCE = {
     **theory_evidence.EVIDENCE,
@@ -9,4 +17,5 @@ EVIDENCE = {
     **approximate.EVIDENCE,
     **cost.EVIDENCE,
     **large_evidence.EVIDENCE,
+    **temperature.EVIDENCE,
 }
