@@ -11,10 +11,11 @@ from margins.models.heads import Head
 from margins.papers import cifar
 from margins.papers.lma.large import ours
 from margins.penalties.context import Threat
-from margins.tables import Columns, table
+from margins.search import Range, draw
+from margins.tables import Columns, table, tuning
 from margins.training import Recipe
 
-SMALL, ONE_CYCLE = "lma/cifar10-small", "lma/cifar10-one-cycle"
+SMALL, ONE_CYCLE, SEARCH = "lma/cifar10-small", "lma/cifar10-one-cycle", "lma/cifar10-search"
 #: What ResNet-8 of width 8 can bear: at 8/255 it hardly learns.
 SMALL_THREAT = Threat(cifar.THREAT.norm, eps=4 / 255, step_size=1 / 255, steps=10)
 #: EMR's coefficients, of its code, as the mean over samples has them.
@@ -89,4 +90,38 @@ table(
     images={"quick": {"PGD": 4, "APGD": 4, "AutoAttack": 4}},
     seeds=(0, 1, 2),
     minutes={"gpu": {"training": 5, "PGD": 0.3, "APGD": 0.5, "AutoAttack": 1}},
+)
+
+#: The paper's ranges; of the weight decay, which it has from above 0 on, from a hundredth of the usual one.
+SPACE = {
+    "beta": Range(1.0, 100.0),
+    "tau": Range(0.0, 0.999),
+    "delta": Range(0.0, 1.0),
+    "alpha": [round(1.345 + k, 3) for k in range(9)],
+    "weight_decay": Range(5e-6, 0.2, log=True),
+}
+CANDIDATES = 32
+
+
+def candidate(weight_decay: float, **settings: float) -> Row:
+    """LMA-AT with these settings; the weight decay is the recipe's."""
+    return replace(methods.lma_at(**settings), recipe={"weight_decay": weight_decay})
+
+
+tuning(
+    SEARCH,
+    title="LMA-AT's settings on held-out images of CIFAR-10, with ResNet-18",
+    source="LMA, section 5.1",
+    candidates=draw(SPACE, CANDIDATES),
+    row=candidate,
+    model=cifar.NETS["ResNet-18"].build(32, 10),
+    data="cifar10",
+    validation=2000,
+    threat=cifar.THREAT,
+    scales={
+        "quick": (20, recipe(1, 0.2, batch_size=10)),
+        "gpu": (20_000, recipe(15, 0.2, batch_size=128, precision="bf16", compiled=True)),
+    },
+    seeds=(100,),
+    minutes={"gpu": 1.5},
 )
