@@ -232,7 +232,9 @@ def test_the_search_has_the_papers_ranges():
     told_of = {name: told("lma", "all", f"search range {name}") for name in ("beta", "tau", "delta", "weight decay")}
     assert told_of == {"beta": "[1, 100]", "tau": "[0, 1)", "delta": "[0, 1]", "weight decay": "(0, 0.2]"}
     found = find(short.SEARCH)
-    assert len(found.rows) == short.CANDIDATES and [unit.seed for unit in found.units("gpu")] == [100] * short.CANDIDATES
+    assert (
+        len(found.rows) == short.CANDIDATES and [unit.seed for unit in found.units("gpu")] == [100] * short.CANDIDATES
+    )
     for row in found.rows.values():
         assert 0 < row["method"]["recipe"]["weight_decay"] <= 0.2
         assert 1 <= _setting(row, "beta") <= 100 and 0 <= _setting(row, "tau") < 1
