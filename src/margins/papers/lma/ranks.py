@@ -1,12 +1,11 @@
 """Which class an adversarial image falls to: its rank among the wrong ones by a normally trained network (Figure 1)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from margins.attacks.pgd import cw, pgd
 from margins.checkpoints import Checkpoint
@@ -15,6 +14,7 @@ from margins.experiments import Experiment, Outcome, Results, Unit, register
 from margins.papers import cifar
 from margins.papers.amm.attack import Net
 from margins.papers.lma import short
+from margins.penalties.context import Threat
 from margins.tables.job import BATCH, REVISIONS, exact
 
 NAME, SMALL = "lma/ranks", "lma/ranks-small"
@@ -31,56 +31,45 @@ def ranks(logits: Tensor, y: Tensor, fallen: Tensor) -> Tensor:
     return (wrong > wrong.gather(1, fallen[:, None])).sum(1) + 1
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The robust network that is attacked, and the normally trained one that ranks the classes."""
+def fallen(attack: str, robust: nn.Module, normal: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    """(N,) the ranks by `normal` at x (N, ...) of where the attack moves `robust`; 1 where it stays at y (N,)."""
+    settings = {"eps": threat.eps, "steps": STEPS, "step_size": threat.eps / 8, "keep": "last"}
+    if ATTACKS[attack] is pgd:
+        settings["norm"] = threat.norm
+    found = []
+    with exact():
+        for images, labels in zip(x.split(BATCH), y.split(BATCH), strict=True):
+            adversaries = ATTACKS[attack](robust, images, labels, **settings).x_adv
+            with torch.no_grad():
+                found.append(ranks(normal(images), labels, robust(adversaries).argmax(1)))
+    return torch.cat(found)
 
-    robust: Net
-    normal: Net
 
-
-def pair(table: str, scale: str) -> Pair:
+def _nets(table: str, scale: str) -> dict[str, Net]:
+    """The network that is attacked, and the normally trained one that ranks the classes."""
     rows, scales = short.rows(), (("quick", "quick"), (scale, scale))
-    return Pair(*(Net(table, label, rows[label], scales=scales) for label in ("AT", "ST")))
+    return {which: Net(table, row, rows[row], scales=scales) for which, row in (("robust", "AT"), ("normal", "ST"))}
 
 
-PAIRS = {NAME: pair(short.ONE_CYCLE, "gpu"), SMALL: pair(short.SMALL, "laptop")}
-COUNTS = {"quick": 20, "laptop": 10_000, "gpu": 10_000}
+NETS = {NAME: _nets(short.ONE_CYCLE, "gpu"), SMALL: _nets(short.SMALL, "laptop")}
+THREATS = {NAME: cifar.THREAT, SMALL: short.SMALL_THREAT}
+IMAGES = {"quick": 20, "laptop": 10_000, "gpu": 10_000}
 
 
 def _run(units: list[Unit], checkpoint: Checkpoint) -> list[Outcome]:
     (unit,) = units
-    of, threat = PAIRS[unit.experiment], short.SMALL_THREAT if unit.experiment == SMALL else cifar.THREAT
-    jobs = [net.job(_told(unit, which), checkpoint) for which, net in (("robust", of.robust), ("normal", of.normal))]
+    jobs = [
+        net.job(replace(unit, config={**unit.config, "trained": unit.config[which]}), checkpoint)
+        for which, net in NETS[unit.experiment].items()
+    ]
     (robust, kept), (normal, other) = (job.model("last") for job in jobs)
     facts = {"weights": kept["digest"]}
     if "diverged" in (kept["status"], other["status"]):
         return [Outcome({}, status="diverged", facts=facts)]
-    data = jobs[0].images("test", COUNTS[unit.scale])
-    found = []
-    settings = {"eps": threat.eps, "steps": STEPS, "step_size": threat.eps / 8, "keep": "last"}
-    if unit.row != "CW":
-        settings["norm"] = threat.norm
-    with exact():
-        parts = zip(data.x.to(jobs[0].device).split(BATCH), data.y.to(jobs[0].device).split(BATCH), strict=True)
-        for x, y in parts:
-            adversary = ATTACKS[unit.row](robust, x, y, **settings).x_adv
-            with torch.no_grad():
-                fallen, logits = robust(adversary).argmax(1), normal(x)
-            found.append(ranks(logits, y, fallen))
-    rank = torch.cat(found).cpu().numpy().astype(np.int8)
-    metrics = {"misclassified, %": 100.0 * float((rank > 1).mean())}
-    return [Outcome(metrics, arrays={"rank": rank}, facts=facts)]
-
-
-def _told(unit: Unit, which: str) -> Unit:
-    """The unit as one of the pair's nets takes it."""
-    return replace(unit, config={**unit.config, "trained": unit.config[which]})
-
-
-def _rows(of: Pair) -> dict[str, dict[str, Any]]:
-    nets = {"robust": of.robust.trained(), "normal": of.normal.trained()}
-    return {name: {"attack": name, "images": COUNTS, **nets} for name in ATTACKS}
+    data, device = jobs[0].images("test", IMAGES[unit.scale]), jobs[0].device
+    rank = fallen(unit.row, robust, normal, data.x.to(device), data.y.to(device), THREATS[unit.experiment])
+    metrics = {"misclassified, %": 100.0 * (rank > 1).double().mean().item()}
+    return [Outcome(metrics, arrays={"rank": rank.cpu().numpy().astype(np.int8)}, facts=facts)]
 
 
 for name, scale, minutes in ((NAME, "gpu", 0.3), (SMALL, "laptop", 4)):
@@ -89,7 +78,10 @@ for name, scale, minutes in ((NAME, "gpu", 0.3), (SMALL, "laptop", 4)):
             name=name,
             title="Which wrong class an adversarial image falls to",
             source="LMA, section 1, Figure 1",
-            rows=_rows(PAIRS[name]),
+            rows={
+                row: {"attack": row, "images": IMAGES} | {which: net.trained() for which, net in NETS[name].items()}
+                for row in ATTACKS
+            },
             scales={"quick": {}, scale: {}},
             seeds=(0, 1, 2),
             run=_run,
