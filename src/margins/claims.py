@@ -182,6 +182,15 @@ def each(evidence: Evidence | tuple[Evidence, ...]) -> tuple[Evidence, ...]:
     return (evidence,) if isinstance(evidence, Evidence) else evidence
 
 
+def joined(*several: Mapping[str, Evidence | tuple[Evidence, ...]]) -> dict[str, tuple[Evidence, ...]]:
+    """By claim, what it is read from in all of these: a claim about several networks may be in more than one."""
+    found: dict[str, tuple[Evidence, ...]] = {}
+    for one in several:
+        for id_, evidence in one.items():
+            found[id_] = found.get(id_, ()) + each(evidence)
+    return found
+
+
 def ledger(paper: str | None = None) -> list[Claim]:
     """The claims of one paper, or of all in the order of `PAPERS`; those of a paper in its own order.
 

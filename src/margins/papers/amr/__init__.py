@@ -1,8 +1,6 @@
 """AMR: the trade-off between minimum and average margin (Wu, Yu). Its experiments, and what its claims rest on."""
 
-from collections.abc import Mapping
-
-from margins.claims import Evidence, each
+from margins.claims import joined
 from margins.papers.amr import (
     cost_evidence,
     defences_evidence,
@@ -14,17 +12,7 @@ from margins.papers.amr import (
     theory_evidence,
 )
 
-
-def _joined(*found: Mapping[str, Evidence | tuple[Evidence, ...]]) -> dict[str, tuple[Evidence, ...]]:
-    """What all of these say of each claim: of our own networks, and of the published ones."""
-    evidence: dict[str, tuple[Evidence, ...]] = {}
-    for one in found:
-        for id_, read in one.items():
-            evidence[id_] = evidence.get(id_, ()) + each(read)
-    return evidence
-
-
-EVIDENCE = _joined(
+EVIDENCE = joined(
     logistic_evidence.EVIDENCE,
     theory_evidence.EVIDENCE,
     networks_evidence.EVIDENCE,

@@ -1,11 +1,13 @@
 """LMA-AT: a margin loss and moving averages of logits. Its experiments, and what its claims rest on."""
 
-from margins.papers.lma import cost, large_evidence, mnist_evidence, moving_average, ranks
+from margins.claims import joined
+from margins.papers.lma import cost, large_evidence, mnist_evidence, moving_average, ranks, short_evidence
 
-EVIDENCE = {
-    **moving_average.EVIDENCE,
-    **mnist_evidence.EVIDENCE,
-    **large_evidence.EVIDENCE,
-    **cost.EVIDENCE,
-    **ranks.EVIDENCE,
-}
+EVIDENCE = joined(
+    moving_average.EVIDENCE,
+    mnist_evidence.EVIDENCE,
+    short_evidence.EVIDENCE,
+    large_evidence.EVIDENCE,
+    cost.EVIDENCE,
+    ranks.EVIDENCE,
+)
