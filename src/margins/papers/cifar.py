@@ -22,11 +22,15 @@ class Net:
         """What `models.build` is asked for."""
         return {**self.model, "shape": (3, side, side), "classes": classes}
 
-    def minutes(self, forwards: float, images: int, epochs: float, side: int = 32) -> float:
-        """Of so many forwards an image and epoch at `SPEED`."""
-        return forwards * self.gflops * (side / 32) ** 2 * images * epochs / SPEED / 60
+    def minutes(self, images: int, epochs: int, side: int = 32) -> dict[str, float]:
+        """Of a row and seed at `SPEED`, by part: the training on so many images, and what `columns` evaluate."""
+        worth = {"training": FORWARDS * images * epochs} | {part: 10_000 * worth for part, worth in TESTED.items()}
+        return {part: forwards * self.gflops * (side / 32) ** 2 / SPEED / 60 for part, forwards in worth.items()}
 
 
+#: What an image is worth in forwards: in an epoch of the dearest kind of row, and in each of `columns`.
+FORWARDS = 27
+TESTED = {"white box": 250, "margin": 82, "last": 122, "AutoAttack": 2500, "black box": 900, "distances": 20}
 #: What an H200 is taken to do in a second in bfloat16, in GFLOP: an estimate until steps were measured there.
 SPEED = 130e3
 NETS = {
@@ -63,4 +67,4 @@ def columns(step_size: float, start: str, steps: tuple[int, ...]) -> dict[str, C
 #: Images of AutoAttack at the scale paper.
 ALL = {"AutoAttack": 10_000}
 #: Of a scale that only asks whether everything runs.
-FEW = dict.fromkeys(("white box", "margin", "last", "AutoAttack", "black box", "distances"), 4)
+FEW = dict.fromkeys(TESTED, 4)
