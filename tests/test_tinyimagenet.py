@@ -70,3 +70,9 @@ def test_what_is_wrong_is_named(root):
     (root / "train" / "n02" / "images" / "n02_1.JPEG").write_bytes(b"no image")
     with pytest.raises(MarginsError, match=r"n02_1.JPEG can't be read"):
         datasets.load("tiny-imagenet")
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn99\t0\t0\t9\t9\n")
+    with pytest.raises(MarginsError, match=r"names the class n99, which wnids.txt lacks"):
+        datasets.load("tiny-imagenet", "test")
+    (root / "val" / "val_annotations.txt").unlink()
+    with pytest.raises(MarginsError, match=r"val_annotations.txt is missing; unpack it again"):
+        datasets.load("tiny-imagenet", "test")

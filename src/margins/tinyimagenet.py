@@ -43,8 +43,12 @@ def read(split: str, count: int) -> tuple[Tensor, Tensor]:
             for file in sorted((folder / "train" / name / "images").glob("*.JPEG"))
         ]
     else:
-        listed = (folder / "val" / "val_annotations.txt").read_text().splitlines()
-        named = [line.split("\t")[:2] for line in listed if line]
+        listed = folder / "val" / "val_annotations.txt"
+        if not listed.is_file():
+            raise MarginsError(f"{folder} is incomplete: {listed} is missing; unpack it again")
+        named = [line.split("\t")[:2] for line in listed.read_text().splitlines() if line]
+        if strange := {name for _, name in named} - set(classes):
+            raise MarginsError(f"{listed} names the class {min(strange)}, which wnids.txt lacks; unpack it again")
         files = [(folder / "val" / "images" / file, classes.index(name)) for file, name in named]
     if len(files) != count:
         raise MarginsError(f"{folder} is incomplete: {len(files)} images of {split} instead of {count}")

@@ -57,13 +57,7 @@ class Block(nn.Module):
     def __init__(self, inputs: int, channels: int, generator: torch.Generator):
         super().__init__()
         self.stride, self.added = (1 if inputs == channels else 2), channels - inputs
-        self.body = nn.Sequential(
-            _convolution(inputs, channels, self.stride, generator),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            _convolution(channels, channels, 1, generator),
-            nn.BatchNorm2d(channels),
-        )
+        self.body = _twice(inputs, channels, self.stride, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added))
@@ -110,13 +104,7 @@ class Projected(nn.Module):
     def __init__(self, inputs: int, channels: int, generator: torch.Generator):
         super().__init__()
         stride = 1 if inputs == channels else 2
-        self.body = nn.Sequential(
-            _convolution(inputs, channels, stride, generator),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            _convolution(channels, channels, 1, generator),
-            nn.BatchNorm2d(channels),
-        )
+        self.body = _twice(inputs, channels, stride, generator)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1:
             projection = he(nn.Conv2d, inputs, channels, 1, stride=stride, bias=False, generator=generator)
@@ -124,6 +112,17 @@ class Projected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def _twice(inputs: int, channels: int, stride: int, generator: torch.Generator) -> nn.Sequential:
+    """Two convolutions, each with BatchNorm, and a ReLU between them."""
+    return nn.Sequential(
+        _convolution(inputs, channels, stride, generator),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        _convolution(channels, channels, 1, generator),
+        nn.BatchNorm2d(channels),
+    )
 
 
 def _convolution(inputs: int, channels: int, stride: int, generator: torch.Generator) -> nn.Conv2d:

@@ -1,6 +1,6 @@
 """Differences between two rows of tables, paired by seed and image: what most claims are read from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -8,6 +8,8 @@ from margins.claims import Difference
 from margins.experiments import Results
 from margins.intervals import Interval, of_mean
 
+#: What is validated along a training, and chosen by.
+HELD_OUT = "validation PGD-10"
 #: A row of an experiment's results.
 Of = tuple[Results, str]
 #: (results, row) -> (S, N), a number a seed and image; nan where a seed diverged.
@@ -74,3 +76,12 @@ def mean(results: Results, row: str, measure: Measure, unit: str = "points") -> 
 def said(interval: Interval, digits: int = 2) -> str:
     """A mean and half of its interval, as 1.79 ± 0.06, on one line."""
     return f"{interval.estimate:.{digits}f}\u00a0±\u00a0{interval.high - interval.estimate:.{digits}f}"
+
+
+def chosen(results: Results, rows: Sequence[str]) -> str:
+    """Of these rows the one that withstands PGD best on held-out images after the last epoch, mean of the seeds.
+
+    One of which a seed diverged is chosen only where there is no other.
+    """
+    sound = [row for row in rows if not results.diverged(row).any()]
+    return max(sound or rows, key=lambda row: results.curve(row, HELD_OUT)[:, -1].mean() if sound else 0.0)

@@ -15,6 +15,7 @@ from margins.claims import Difference, Evidence
 from margins.experiments import Results
 from margins.methods import Row
 from margins.models.heads import Head
+from margins.papers import paired
 from margins.papers.emr.networks import AT, CNN, DECAY, FULL, MLP, PRINTED, ROUTE, decayed, register
 from margins.papers.emr.networks_reading import NETS, robust, seeds
 from margins.papers.paired import difference
@@ -24,8 +25,6 @@ OF_MLP, OF_CNN = "emr/mlp-approximate", "emr/cnn-approximate"
 NET = {OF_MLP: MLP, OF_CNN: CNN}
 #: The paper's temperature of its large networks, which weighs the logits nearly alike; and the softmax's own.
 WARM, SOFT = 40.0, 1.0
-#: What a coefficient is chosen by.
-HELD_OUT = "validation PGD-10"
 #: What the approximation is measured at, on all rows.
 TEMPERATURES = (0.01, 0.1, 1.0, 10.0, 100.0, 1e6)
 
@@ -106,8 +105,7 @@ def chosen(results: Results, *kinds: Kind) -> str:
     """The row of these kinds that withstands PGD best on held-out images after the last epoch, mean of the seeds."""
     known = coefficients(NET[results.experiment.name])
     having = [named(kind, value) for kind in kinds for value in known[kind]]
-    kept = {row: results.curve(row, HELD_OUT)[:, -1].mean() for row in having if not results.diverged(row).any()}
-    return max(kept or having, key=lambda row: kept.get(row, 0.0))
+    return paired.chosen(results, having)
 
 
 def weights(results: Results, row: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from margins import methods
 from margins.claims import published
 from margins.methods import PGD, Row
 from margins.papers.cifar import ALL, FEW, NETS, THREAT, columns
+from margins.papers.lma.mnist import LEFT
 from margins.tables import table
 from margins.training import Recipe
 
@@ -91,7 +92,7 @@ def controls(net: str, data: str) -> dict[str, Row]:
     """What the moving average amounts to, with plain pairing at the same strength; and its other readings."""
     lma, beta = ours(net, data), BETA[data]
     return {
-        "tau 0, 0.64 of beta": lma(tau=0.0, beta=0.64 * beta),
+        "tau 0, 0.64 of beta": lma(tau=0.0, beta=LEFT * beta),
         "appendix's direction": lma(direction="appendix"),
         "tau 0, 0.04 of beta": lma(tau=0.0, beta=0.04 * beta),
         "of the same image": lma(reading="sample"),

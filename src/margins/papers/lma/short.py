@@ -3,20 +3,22 @@
 Neither paper has such a table; its questions are theirs (LMA, section 4.3 and Table 2; EMR, section 5).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from margins import methods
 from margins.methods import PGD, Row
 from margins.models.heads import Head
 from margins.papers import cifar
-from margins.papers.lma.large import ours
+from margins.papers.lma.large import BETA, ours
+from margins.papers.lma.mnist import LEFT
 from margins.penalties.context import Threat
 from margins.search import Range, draw
-from margins.tables import Columns, table, tuning
+from margins.tables import Along, Columns, table, tuning
 from margins.training import Recipe
 
 SMALL, ONE_CYCLE, SEARCH = "lma/cifar10-small", "lma/cifar10-one-cycle", "lma/cifar10-search"
-#: What ResNet-8 of width 8 can bear: at 8/255 it hardly learns.
+#: Half of the papers' ball, for a network of so few weights.
 SMALL_THREAT = Threat(cifar.THREAT.norm, eps=4 / 255, step_size=1 / 255, steps=10)
 #: EMR's coefficients, of its code, as the mean over samples has them.
 WARM, TRADES_EMR = (3 / 128, 40.0), (1 / 128, 1.0)
@@ -32,7 +34,7 @@ def rows() -> dict[str, Row]:
         "ST": methods.plain(),
         "AT": at,
         LMA: lma(),
-        CONTROL: lma(tau=0.0, beta=0.64 * 86),
+        CONTROL: lma(tau=0.0, beta=LEFT * BETA["cifar10"]),
         "TRADES": methods.trades(),
         "AT+EMR": emr,
         CENTRED: replace(emr, head=Head("centred")),
@@ -71,27 +73,43 @@ table(
     seeds=(0, 1, 2),
     minutes={"quick": 0.2, "laptop": {"training": 15, "PGD": 2, "APGD": 4}},
 )
-_TRAIN = 49_000
-table(
+
+
+def on_resnet(name: str, compared: Mapping[str, Row], columns: Mapping[str, Columns | Along], **given) -> None:
+    """A table of ResNet-18 in few epochs, attacked as `attacks` say, by AutoAttack, and by `columns`.
+
+    given: title, source; kept: the epochs whose weights are kept; minutes: of the columns.
+    """
+    kept, minutes = given.pop("kept", ()), given.pop("minutes", {})
+    every = attacks(cifar.THREAT, 1000) | {"AutoAttack": Columns({"AutoAttack": {"attack": "autoattack"}}, images=1000)}
+    every |= columns
+    fast = {"batch_size": 128, "precision": "bf16", "compiled": True}
+    table(
+        name,
+        model=cifar.NETS["ResNet-18"].build(32, 10),
+        data="cifar10",
+        validation=1000,
+        threat=cifar.THREAT,
+        rows=compared,
+        columns=every,
+        scales={
+            "quick": (20, recipe(1, 0.2, batch_size=10, snapshots=kept[:1])),
+            "gpu": (49_000, recipe(30, 0.2, **fast, snapshots=kept)),
+        },
+        images={"quick": dict.fromkeys(every, 4)},
+        seeds=(0, 1, 2),
+        minutes={"gpu": {"training": 5, "PGD": 0.3, "APGD": 0.5, "AutoAttack": 1} | minutes},
+        **given,
+    )
+
+
+on_resnet(
     ONE_CYCLE,
+    rows(),
+    {},
     title="LMA-AT and EMR beside their controls on CIFAR-10 with ResNet-18, in few epochs",
     source="LMA, sections 4.3 and 5; EMR, section 5; by another recipe",
-    model=cifar.NETS["ResNet-18"].build(32, 10),
-    data="cifar10",
-    validation=1000,
-    threat=cifar.THREAT,
-    rows=rows(),
-    columns=attacks(cifar.THREAT, 1000)
-    | {"AutoAttack": Columns({"AutoAttack": {"attack": "autoattack"}}, images=1000)},
-    scales={
-        "quick": (20, recipe(1, 0.2, batch_size=10)),
-        "gpu": (_TRAIN, recipe(30, 0.2, batch_size=128, precision="bf16", compiled=True)),
-    },
-    images={"quick": {"PGD": 4, "APGD": 4, "AutoAttack": 4}},
-    seeds=(0, 1, 2),
-    minutes={"gpu": {"training": 5, "PGD": 0.3, "APGD": 0.5, "AutoAttack": 1}},
 )
-
 #: The paper's ranges; of the weight decay, which it has from above 0 on, from a hundredth of the usual one.
 SPACE = {
     "beta": Range(1.0, 100.0),
