@@ -12,7 +12,7 @@ from margins import paths
 #: Rooms from the ground up: a module imports from rooms below its own, and from its own room.
 ORDER = [
     {"errors", "paths", "files", "_sources", "checks"},
-    {"losses", "datasets", "models", "published"},
+    {"losses", "datasets", "tinyimagenet", "models", "published"},
     {"attacks"},
     {"margin", "planar"},
     {"penalties"},
