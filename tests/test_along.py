@@ -8,7 +8,7 @@ import pytest
 import torch
 from small import THREAT, Net, data, recipe
 
-from margins import experiments, methods, models, paths
+from margins import datasets, experiments, methods, models, paths
 from margins.attacks.race import race
 from margins.checkpoints import Checkpoint, OutOfTime
 from margins.errors import MarginsError
@@ -112,9 +112,33 @@ def test_a_column_may_have_a_budget_of_its_own(make):
 
 
 def test_which_epochs_are_looked_at():
-    for settings, expected in (({}, KEPT), ({"ends": True}, (1, 4)), ({"begin": 2}, (2, 4)), ({"begin": 9}, (4,))):
+    begun = (({"begin": 0}, (0, *KEPT)), ({"begin": 2}, (2, 4)), ({"begin": 9}, (4,)))
+    for settings, expected in (({}, KEPT), ({"ends": True}, (1, 4)), *begun):
         assert Along(MEASURES, images=3, **settings).epochs(KEPT) == expected
     assert "begin" not in Along(MEASURES, images=3).settings()
+
+
+def test_epoch_0_is_the_untrained_network(make):
+    measures = {"p": {"measure": "probability"}, "slope": {"measure": "gradient"}}
+    found = make({"along": Along(measures, images=30, begin=0)})
+    test = datasets.load("digits", "test", size=30, seed=0)
+    settings = dict(MODEL)
+    for seed, (p, slope) in enumerate(zip(*(found.samples("ST", f"{name}, along") for name in measures), strict=True)):
+        assert p.shape == (1 + len(KEPT), 30) and p[-1].mean() > p[0].mean()
+        given = {name: value for name, value in settings.items() if name != "name"}
+        model = models.build(settings["name"], **given, generator=torch.Generator().manual_seed(seed)).double()
+        x = test.x.double().requires_grad_()
+        own = model(x).softmax(1).gather(1, test.y[:, None])[:, 0]
+        (rows,) = torch.autograd.grad(own.sum(), x)
+        np.testing.assert_allclose(p[0], own.detach(), rtol=1e-5)
+        np.testing.assert_allclose((p * slope)[0], rows.flatten(1).norm(dim=1), rtol=1e-4)
+
+
+def test_epoch_0_of_a_row_that_starts_from_another_is_its_best(make):
+    row = replace(methods.plain(), start=methods.plain())
+    found = make({"along": Along({"gap": {"measure": "gap"}}, images=30, begin=0)}, row=row)
+    other = make({"along": Along({"gap": {"measure": "gap"}}, images=30, begin=0)})
+    assert not np.array_equal(found.samples("ST", "gap, along")[:, 0], other.samples("ST", "gap, along")[:, 0])
 
 
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -195,7 +219,7 @@ def test_a_short_gradient_is_told_in_float64_of_a_model_in_float32():
     [
         (lambda: Along({"a": {"measure": "fmn"}}, images=3), "measure of a must be one of 'deepfool'"),
         (lambda: Along({"a": {"measure": "gap", "steps": 3}}, images=3), "measure of a: steps not among model, x, y"),
-        (lambda: Along(MEASURES, images=3, begin=0), "begin must be a whole number of at least 1"),
+        (lambda: Along(MEASURES, images=3, begin=-1), "begin must be a whole number of at least 0"),
         (lambda: Along(MEASURES, images=0), "images must be a whole number of at least 1"),
         (lambda: Columns({"PGD": PGD}, eps=0.0), "eps must be a finite number greater than 0"),
         (lambda: recipe(epochs=3, snapshots=(1, 4)), "there is no epoch 4 among 3"),

@@ -64,6 +64,12 @@ def gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         model.to(single)
 
 
+def probability(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(B,) the softmax's probability of the true class; times `gradient`, the length of its own input gradient."""
+    with torch.no_grad():
+        return (-losses.cross_entropy(model(x), y)).exp()
+
+
 def effective_weights(model: nn.Module, x: Tensor, y: Tensor, *, part: str = "all") -> Tensor:
     """(B,) the squared l2 lengths of all logits' input gradients, summed: what EMR's Eq. 5 penalises.
 
@@ -107,7 +113,7 @@ def _rows(model: nn.Module, x: Tensor) -> Tensor:
 MEASURES: dict[str, Callable[..., Tensor]] = {
     "deepfool": deepfool_margin, "race": race_margin, "estimate": estimate, "effective": effective_margin,
     "weights": effective_weights, "cosine": effective_cosine, "approximate": approximate_weights, "gap": gap,
-    "gradient": gradient,
+    "gradient": gradient, "probability": probability,
 }  # fmt: skip
 
 
@@ -118,7 +124,8 @@ class Along:
     measures: name of the column -> the name in `MEASURES` as "measure", and its own settings; the norm is the table's
     where none is given.
     images: of the first of a permutation of the `split`, "train" for those that the row was trained on, with their true
-    labels. ends: whether only the first and the last of the epochs are looked at. begin: the first epoch that is.
+    labels. ends: whether only the first and the last of the epochs are looked at. begin: the first epoch that is; 0
+    is the network before its training, beside those that the recipe keeps.
 
     Recorded are arrays (epochs, images) by the name with ", along", and ", along, train" of training images, of the
     epochs `epochs(recipe.snapshots)`, infinite where an attack found nothing; and the mean length of the last. Raises
@@ -132,7 +139,7 @@ class Along:
     begin: int = 1
 
     def __post_init__(self):
-        checks.whole("begin", self.begin, 1)
+        checks.whole("begin", self.begin, 0)
         checks.choice("split", self.split, datasets.SPLITS)
         checks.whole("images", self.images, 1)
         for name, given in self.measures.items():
@@ -151,12 +158,13 @@ class Along:
 
     def settings(self) -> dict[str, Any]:
         told = {"measures": describe(self.measures), "images": self.images, "split": self.split}
-        told |= ({"ends": True} if self.ends else {}) | ({"begin": self.begin} if self.begin > 1 else {})
+        told |= ({"ends": True} if self.ends else {}) | ({"begin": self.begin} if self.begin != 1 else {})
         return told | {"along": REVISION}
 
     def epochs(self, snapshots: tuple[int, ...]) -> tuple[int, ...]:
         """Those that are looked at, of a recipe's."""
-        later = tuple(epoch for epoch in snapshots if epoch >= self.begin) or snapshots[-1:]
+        known = (0, *snapshots) if self.begin == 0 else snapshots
+        later = tuple(epoch for epoch in known if epoch >= self.begin) or snapshots[-1:]
         return tuple(sorted({later[0], later[-1]})) if self.ends else later
 
     def outcome(self, job: Job) -> Outcome:

@@ -93,13 +93,19 @@ class Job:
     def model(self, weights: str | int) -> tuple[nn.Module, dict[str, Any]]:
         """The network with its "best" or "last" weights, in evaluation mode, and what the cache has beside them.
 
-        A number is an epoch of the recipe's snapshots.
+        A number is an epoch of the recipe's snapshots; 0 is the network before its training.
 
         That is the "status" of the training, "done" or "diverged", its "curves", and the "digest" of all weights.
         Trains the network where the cache does not have it.
         """
         kept = self._weights(self.row, self.unit.seed)
-        return self._with(kept["snapshots"][weights] if isinstance(weights, int) else kept[weights]), kept
+        if weights != 0:
+            state = kept["snapshots"][weights] if isinstance(weights, int) else kept[weights]
+        elif self.row.start is not None:
+            state = self._weights(self.row.start, self.unit.seed)["best"]
+        else:
+            return self._model(self.row, self.unit.seed).eval(), kept
+        return self._with(state), kept
 
     def images(self, split: str, count: int) -> Data:
         """The first images of the table's permutation of "test" or "train", as the network sees them."""

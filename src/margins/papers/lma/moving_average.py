@@ -23,11 +23,24 @@ SMALL = 1e-3
 _BALL = Threat(norm=2, eps=1.0, step_size=1.0)
 
 
-def _batches(images: int, batch: int, seed: int) -> list[Tensor]:
-    """The images' numbers in the batches of EPOCHS epochs, each in an order of its own."""
+def batches(images: int, batch: int, epochs: int, seed: int) -> list[Tensor]:
+    """The images' numbers in the batches of some epochs, each in an order of its own."""
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(images, generator=generator) for _ in range(EPOCHS)]
+    orders = [torch.randperm(images, generator=generator) for _ in range(epochs)]
     return [index for order in orders for index in order.split(batch)]
+
+
+def without_net(images: int, logits: int, batch: int, seed: int) -> Run:
+    """A run whose differences of logits are given, not computed: images of random classes."""
+    y = torch.randint(CLASSES, (images,), generator=torch.Generator().manual_seed(seed))
+    return Run(torch.nn.Identity(), torch.zeros(images, 1, dtype=torch.float64), y, logits, _BALL, batch, uneven=False)
+
+
+def step(d: Tensor, index: Tensor, y: Tensor) -> SimpleNamespace:
+    """A step of such a run: these images' d (B, logits), adversarial minus clean; y: the classes of all images."""
+    return SimpleNamespace(
+        logits={"adversarial": d, "clean": torch.zeros_like(d)}.__getitem__, index=index, y=y[index], first=0
+    )
 
 
 def own_share(part: MovingAverage, images: int, batch: int, seed: int) -> float:
@@ -36,13 +49,11 @@ def own_share(part: MovingAverage, images: int, batch: int, seed: int) -> float:
     The differences of logits are unit vectors, one an image, and averaging is linear: the entries of an average are
     the weights of the images in it. Mean over the images of the last epoch.
     """
-    y = torch.randint(CLASSES, (images,), generator=torch.Generator().manual_seed(seed))
-    run = Run(torch.nn.Identity(), torch.zeros(images, 1, dtype=torch.float64), y, images, _BALL, batch, uneven=False)
+    run = without_net(images, images, batch, seed)
     part.begin(run)
     shares = []
-    for index in _batches(images, batch, seed):
-        step = {"adversarial": torch.eye(images, dtype=torch.float64)[index], "clean": torch.zeros(len(index), images)}
-        seen = SimpleNamespace(logits=step.__getitem__, index=index, y=y[index], first=0)
+    for index in batches(images, batch, EPOCHS, seed):
+        seen = step(torch.eye(images, dtype=torch.float64)[index], index, run.y)
         part(seen, "both")
         weights = part.past * part.met(seen)
         shares.append(weights.gather(1, index[:, None])[:, 0] / weights.sum(1))
@@ -59,7 +70,7 @@ def gradients_apart(part: MovingAverage, images: int, batch: int, seed: int) -> 
     y, w, worst = torch.randint(CLASSES, (images,), generator=generator), 1 - part.past, 0.0
     run = Run(model, x, y, CLASSES, _BALL, batch, uneven=False)
     part.begin(run)
-    for index in _batches(images, batch, seed):
+    for index in batches(images, batch, EPOCHS, seed):
         context = Context(model, x[index], y[index], index, len(index), 0.0, 0, _BALL, x_adv=x_adv[index])
         met = part.met(context)
         penalty = _gradient(part(context, "both").mean(), model)
