@@ -26,6 +26,8 @@ ALPHAS, DELTA = (1.345, 5.345, 7.345), 0.9
 NEAR = 1e-12
 #: Of the net whose violations are counted.
 BALL = Threat(math.inf, eps=0.1, step_size=0.025, steps=10, ramp=0.3)
+#: Its violations are counted in bins up to here; the last bin has all that are larger.
+BINS, WIDEST = 30, 3.0
 #: A logit's difference that is minor, and one that is not.
 MINOR, MAJOR = 0.1, 10.0
 
@@ -144,7 +146,8 @@ def violations(seed: int, size: int, epochs: int, shown: int) -> Outcome:
         "differences beyond mHuber's knot, %": 100 * (d > ALPHAS[1] * math.pi / 2).double().mean(),
         "largest difference": d.max(),
     }
-    return Outcome(metrics, arrays={"violations": found.numpy()})
+    counts = torch.histc(found.clamp(max=WIDEST), bins=BINS, min=0.0, max=WIDEST)
+    return Outcome(metrics, curves={"violations, %": (100 * counts / len(found)).tolist()})
 
 
 def expansion(tau: float, direction: str, seed: int, steps: int) -> dict[str, float]:
