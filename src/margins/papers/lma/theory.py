@@ -125,12 +125,13 @@ def hinges(seed: int, points: int) -> dict[str, float]:
     }
 
 
-def violations(seed: int, size: int, epochs: int, shown: int) -> Outcome:
+def violations(seed: int, size: int, epochs: int, shown: int, steps: int) -> Outcome:
     """By how much adversaries violate the margin of L', and the differences of logits, on a net that LMA-AT trained."""
     known, test = (datasets.load("mnist", split, size=n, seed=seed) for split, n in (("train", size), ("test", shown)))
     model = models.build("mlp", inputs=784, hidden=(200,), classes=10, generator=torch.Generator().manual_seed(seed))
     train(model, mnist.ROWS["LMA-AT"], known, recipe=mnist.recipe(epochs), threat=BALL, seed=seed)
-    adversaries = pgd(model.eval(), test.x, test.y, norm=math.inf, eps=BALL.eps, steps=20, step_size=BALL.eps / 8)
+    ball = {"norm": BALL.norm, "eps": BALL.eps, "step_size": BALL.eps / 8}
+    adversaries = pgd(model.eval(), test.x, test.y, steps=steps, keep="last", **ball)  # as in training, to the end
     with torch.no_grad():
         logits, clean = model(adversaries.x_adv), model(test.x)
     over = DELTA + logits - logits.gather(1, test.y[:, None])
@@ -211,7 +212,7 @@ ROWS = {
     "outliers": (outliers, {"drawn": 20}),
     "sensitivity": (sensitivity, {"points": 200}),
     "hinges": (hinges, {"points": 1000}),
-    "violations": (violations, {"size": 5000, "epochs": 10, "shown": 1000}),
+    "violations": (violations, {"size": 5000, "epochs": 10, "shown": 1000, "steps": 20}),
     **{
         f"expansion, tau {tau:g}, {direction}": (expansion, {"tau": tau, "direction": direction, "steps": 40})
         for tau in (0.1, 0.2, 0.9)
