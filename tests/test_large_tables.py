@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from margins import models
-from margins.claims import Difference, published
+from margins.claims import Check, Difference, published
 from margins.datasets import Data
 from margins.experiments import find
-from margins.papers import cifar, cifar_reading
+from margins.papers import cifar, cifar_numbers, cifar_reading
 from margins.papers.emr import large as emr
 from margins.papers.emr import large_evidence as emr_evidence
 from margins.papers.emr import temperature
 from margins.papers.lma import large as lma
 from margins.papers.lma import large_evidence as lma_evidence
 from margins.papers.lma import short
+from margins.tables.job import DEEPFOOL
 from margins.training import train
 
 EMR_NAMES = [emr.name_of(net, family) for net in (emr.WRN, emr.RESNET) for family in emr.FAMILIES]
@@ -147,11 +148,15 @@ class Results:
     def samples(self, row, column):
         assert row in self.records, row
         known = {name for part in self.experiment.parts.values() for name in part.get("attacks", ())}
-        assert column == "clean" or column == "Race distance" or column in known, column
+        assert column in ("clean", "Race distance", DEEPFOOL) or column in known, column
         share = self.level(row, column)
-        if column == "Race distance":
+        if column in ("Race distance", DEEPFOOL):
             return share / 100 + 0.01 * np.random.default_rng(len(row)).random((S, N))
         return (np.arange(N) * 7 + np.arange(S)[:, None]) % N < share / 100 * N
+
+    def metric(self, row, name):
+        assert row in self.records and name.endswith(": time over AT")
+        return np.full(S, self.level(row, name))
 
 
 def evidence():
@@ -166,9 +171,10 @@ def test_claims_compare_rows_and_columns_that_are_there(one):
     (name,) = one.experiments
     parts = one.read({name: Results(name, lambda row, column: 40.0 + 3 * (sum(map(ord, row)) % 17))})
     compared = [part for part in parts if isinstance(part, Difference)]
-    assert compared and all(np.isfinite(part.values).all() for part in compared)
+    assert all(np.isfinite(part.values).all() for part in compared)
     assert len({(part.label, part.relation, part.delta) for part in compared}) == len(compared)
-    assert one.since == "gpu"
+    assert compared or any(isinstance(part, Check) for part in parts)
+    assert one.since in ("gpu", "paper")
 
 
 def levels(**rows):
@@ -210,6 +216,72 @@ def test_boundaries_are_farther_by_the_median():
     found = Results(name, levels(TRADES={"Race distance": 80.0}))
     (part,) = cifar_reading.farther([("TRADES", "vanillaAT")])(name, found)
     assert part.values == pytest.approx([0.3] * S, abs=0.01)
+
+
+def test_a_printed_number_is_met_by_the_mean_of_the_seeds():
+    told = [
+        (lma.NAMES["cifar10", "ResNet-18"], row, {"clean": "50.5", "cw": "x", "spsa": ""}) for row in ("TRADES", "MART")
+    ]
+    (one,) = cifar_numbers.numbers([told[0][0]], lambda: told, ("clean", "spsa"), 1.0)
+    assert one.since == "paper"
+    parts = one.read({told[0][0]: Results(told[0][0], levels(MART={"clean": 52.5}))})
+    assert [part.label for part in parts] == ["TRADES - 50.5, clean", "MART - 50.5, clean"]
+    assert [part.values.mean() for part in parts] == pytest.approx([-0.5, 2.0])
+    assert all(part.relation == "within" and part.delta == 1 and part.images is None for part in parts)
+
+
+def test_a_printed_gain_is_that_of_the_first_row_over_the_second():
+    name = lma.NAMES["cifar10", "ResNet-18"]
+    told = [(name, "TRADES", {"clean": "50", "cw": "40"}), (name, "MART", {"clean": "60", "cw": ""})]
+    (one,) = cifar_numbers.gains([name], lambda: told, [("MART", "TRADES")], ("clean", "cw"), 1.5, ("WAT",))
+    part, missing = one.read({name: Results(name, levels(MART={"clean": 55.0}))})
+    assert part.values == pytest.approx([5.0 - 10.0] * S) and missing.label == "WAT"
+
+
+def test_two_columns_of_a_row_are_compared():
+    found = Results(short.ONE_CYCLE, levels(AT={"clean": 60.0, "PGD-20": 40.0}))
+    (part,) = cifar_reading.apart(["AT"], "clean", "PGD-20")("net", found)
+    assert part.values == pytest.approx([20.0] * S)
+    weaker = next(iter(emr_evidence.EVIDENCE["emr-s2-deepfool-weaker-than-pgd"]))
+    far, near = (Results(short.ONE_CYCLE, levels(AT={DEEPFOOL: 100 * eps, "PGD-20": 40.0})) for eps in (1.0, 0.001))
+    assert weaker.read({short.ONE_CYCLE: far})[0].values == pytest.approx([60.0] * S)
+    assert weaker.read({short.ONE_CYCLE: near})[0].values == pytest.approx([-40.0] * S)
+
+
+def test_a_loss_is_a_column_whose_interval_lies_below_zero():
+    columns = ("clean", "PGD-20")
+    for level, held in ((20.0, False), (50.0, True), (90.0, True)):
+        found = Results(short.ONE_CYCLE, levels(AT={"clean": level}))
+        (part,) = cifar_reading.no_loss([("AT", "TRADES")], columns)("net", found)
+        assert part.held.tolist() == [held] and part.measured == ("none" if held else "clean")
+
+
+class Drawn(Results):
+    """Levels and what each seed adds to them, in points of N = 1000 images."""
+
+    def __init__(self, name, level, seeds):
+        super().__init__(name, level)
+        self.seeds = seeds
+
+    def samples(self, row, column):
+        return np.arange(1000) < 10 * (self.level(row, column) + np.asarray(self.seeds)[:, None])
+
+
+@pytest.mark.parametrize(("seeds", "held"), [((0, 0.1, -0.1), True), ((0, 9.0, -9.0), False)])
+def test_a_setting_matters_where_seeds_do_not_explain_what_it_does(seeds, held):
+    found = Drawn(short.ONE_CYCLE, levels(AT={"clean": 52.0}), seeds)
+    (part,) = cifar_reading.spread(["AT", "TRADES", "MART"], ["clean", "PGD-20"], 1.0)("net", found)
+    assert part.held.tolist() == [held] and "clean 2.00" in part.measured
+    (part,) = cifar_reading.spread(["AT", "TRADES"], ["clean"], 3.0)("net", found)
+    assert not part.held.any()
+
+
+@pytest.mark.parametrize(("seed", "held"), [(0.0, [True, True]), (0.1, [False, False]), (0.03, [False, True])])
+def test_the_narrowest_interval_decides(seed, held):
+    found = Drawn(short.ONE_CYCLE, levels(), (-seed, seed, -seed, seed, -seed, seed))
+    found.samples = lambda row, column: 0.5 + np.asarray(found.seeds)[:, None] / 100 + np.zeros((1, 10))
+    (part,) = cifar_reading.narrow(["AT"], ["clean", "PGD-20"], 0.05 / 2, 0.1 / 2)("net", found)
+    assert part.held.tolist() == held
 
 
 def test_temperatures_are_chosen_on_held_out_images():

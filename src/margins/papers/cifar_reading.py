@@ -3,15 +3,21 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import f_oneway, spearmanr
 
-from margins.claims import Difference, Evidence, Missing
+from margins.claims import Check, Difference, Evidence, Missing
 from margins.experiments import Results
+from margins.intervals import LEVEL, holm, of_mean
 from margins.papers.paired import Measure, difference, share
 
+#: The papers' columns, as they are called here.
+COLUMNS = {
+    "clean": "clean", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd20": "PGD-20", "pgd100": "PGD-100", "cw": "CW",
+    "autoattack": "AutoAttack", "square": "Square", "spsa": "SPSA",
+}  # fmt: skip
 #: All attacks of LMA's tables.
 ATTACKS = ("FGSM", "PGD-20", "PGD-100", "CW", "AutoAttack", "Square", "SPSA")
-Read = Callable[[str, Results], list[Difference | Missing]]
+Read = Callable[[str, Results], list[Difference | Check | Missing]]
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -41,6 +47,20 @@ def compared(pairs: Pairs, columns: Sequence[str], relation: str = ">", delta: f
     return read
 
 
+def apart(rows: Sequence[str], one: str, other: str, margin: Measure | None = None) -> Read:
+    """Of each row one column minus another, on the images that both saw; margin: what stands for the first column."""
+
+    def measure(results: Results, row: str) -> np.ndarray:
+        first, second = (margin or measured(one))(results, row), share(results, row, other)
+        images = min(first.shape[1], second.shape[1])
+        return first[:, :images] - second[:, :images]
+
+    def read(label: str, results: Results) -> list[Difference]:
+        return [difference(f"{label}, {one} - {other}", (results, row), 0.0, measure, ">") for row in rows]
+
+    return read
+
+
 def mean(pairs: Pairs, columns: Sequence[str], delta: float = 0.0, relation: str = ">") -> Read:
     """The same of the mean over some columns, on the images that all of them saw."""
 
@@ -66,15 +86,68 @@ def gap(pairs: Pairs, easy: str, hard: str, relation: str, delta: float) -> Read
     return read
 
 
-def most(pairs: Pairs, columns: Sequence[str], count: int) -> Read:
+def most(pairs: Pairs, columns: Sequence[str], count: int, delta: float = 0.0) -> Read:
     """That at least `count` of the columns have the first of a pair ahead: the count-th largest difference."""
 
     def read(label: str, results: Results) -> list[Difference]:
         found = []
         for pair in pairs:
-            parts = compared([pair], columns)(label, results)
+            parts = compared([pair], columns, delta=delta)(label, results)
             found.append(sorted(parts, key=lambda part: -np.nanmean(part.values))[count - 1])
         return found
+
+    return read
+
+
+def no_loss(pairs: Pairs, columns: Sequence[str]) -> Read:
+    """That in no column the interval of a pair's difference lies below 0."""
+
+    def read(label: str, results: Results) -> list[Check]:
+        found = []
+        for pair in pairs:
+            apart = {part.label: part for part in compared([pair], columns)(label, results)}
+            lost = []
+            for name, part in apart.items():
+                kept = ~np.isnan(part.values)
+                high = of_mean(part.values[kept], part.images, part.resolution).high if kept.sum() > 1 else np.nan
+                lost += [name.rpartition(", ")[2]] if not high >= 0 else []
+            name = f"{label}, {pair[0]} - {pair[1]}: columns with a loss"
+            found.append(Check(name, np.array([not lost]), ", ".join(lost) or "none", "none"))
+        return found
+
+    return read
+
+
+def spread(rows: Sequence[str], columns: Sequence[str], least: float) -> Read:
+    """That over rows the means of at least one column are further apart than `least` and than seeds explain.
+
+    The latter by an F test at the 5 % level, with Holm's correction over the columns.
+    """
+
+    def read(label: str, results: Results) -> list[Check]:
+        means = {name: [share(results, row, name).mean(1) for row in rows] for name in columns}
+        apart = {name: np.ptp([one.mean() for one in values]) for name, values in means.items()}
+        p = dict(zip(means, holm([float(f_oneway(*values).pvalue) for values in means.values()]), strict=True))
+        told = ", ".join(f"{name} {apart[name]:.2f} (p {p[name]:.2g})" for name in columns)
+        held = any(apart[name] > least and p[name] < LEVEL for name in columns)
+        return [
+            Check(f"{label}, largest minus smallest mean over {len(rows)} rows", np.array([held]), told, f"> {least:g}")
+        ]
+
+    return read
+
+
+def narrow(rows: Sequence[str], columns: Sequence[str], supported: float, contradicted: float) -> Read:
+    """That the least half width of a 95 % interval over seeds is small: by two bounds, undecided between them."""
+
+    def read(label: str, results: Results) -> list[Check]:
+        halves = []
+        for row in rows:
+            for name in columns:
+                interval = of_mean(share(results, row, name).mean(1))
+                halves.append((interval.high - interval.low) / 2)
+        held = np.array([min(halves) <= bound for bound in (supported, contradicted)])
+        return [Check(f"{label}, least half width", held, f"{min(halves):.3f} points", f"<= {supported:g}")]
 
     return read
 

@@ -1,20 +1,13 @@
 """What the pages on large tables show alike: printed lines beside what was measured, and what a row takes to run."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
 from margins.experiments import Results, find, results
-from margins.papers.cifar_reading import measured
+from margins.papers.cifar_numbers import Line
+from margins.papers.cifar_reading import COLUMNS, measured
 from margins.papers.paired import mean, said
-
-#: A line of a printed table: the experiment, its row, and what is printed.
-Line = tuple[str, str, Mapping[str, str]]
-#: The papers' columns, as they are called here.
-COLUMNS = {
-    "clean": "clean", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd20": "PGD-20", "pgd100": "PGD-100", "cw": "CW",
-    "autoattack": "AutoAttack", "square": "Square", "spsa": "SPSA",
-}  # fmt: skip
 
 
 def recorded(lines: Iterable[Line], scale: str) -> dict[str, Results]:

@@ -15,7 +15,7 @@ from margins.methods.table import MAIL_DROPS, TRADES_DROPS
 from margins.models.heads import Head
 from margins.papers.cifar import ALL, FEW, NETS, THREAT, columns
 from margins.penalties.emr import ApproximateEMR
-from margins.tables import table
+from margins.tables import Columns, table
 from margins.training import Recipe
 
 #: Held out of the training images, but for MAIL's rows, whose last weights the paper takes.
@@ -107,6 +107,21 @@ FAMILIES = {
 #: The paper's networks: WideResNet-34-10 in the variant of its code.
 WRN, RESNET = "WRN-34-10, madry", "ResNet-18"
 COLUMNS = columns(step_size=THREAT.step_size, start="none", steps=(10, 100))
+#: Of Figure 3, in 255ths: its own are to be read off the curves; and the images that AutoAttack looks at there.
+BUDGETS, AT_EACH = (2, 4, 6, 8, 10, 12), 500
+
+
+def at_budget(budget: int) -> str:
+    """The column of AutoAttack in a ball of so many 255ths."""
+    return f"AutoAttack, eps {budget}/255"
+
+
+def columns_of(family: str) -> dict[str, Columns]:
+    """Figure 3 is about MAIL's rows."""
+    found = {
+        at_budget(k): Columns({at_budget(k): {"attack": "autoattack"}}, images=AT_EACH, eps=k / 255) for k in BUDGETS
+    }
+    return COLUMNS | (found if family == "mail" else {})
 
 
 def name_of(net: str, family: str) -> str:
@@ -115,7 +130,9 @@ def name_of(net: str, family: str) -> str:
 
 def _register(net: str, family: str) -> None:
     rows, epochs, drops, decay = FAMILIES[family]
-    of, train, told = NETS[net], 50_000 - VALIDATION, (drops, decay)
+    of, train, told, every = NETS[net], 50_000 - VALIDATION, (drops, decay), columns_of(family)
+    minutes = of.minutes(train, epochs)
+    more = dict.fromkeys(set(every) - set(COLUMNS), minutes["AutoAttack"] * AT_EACH / ALL["AutoAttack"])
     table(
         name_of(net, family),
         title=f"EMR on CIFAR-10 with {net.split(',')[0]}: {family.upper()}",
@@ -125,14 +142,14 @@ def _register(net: str, family: str) -> None:
         validation=VALIDATION,
         threat=THREAT,
         rows=rows(),
-        columns=COLUMNS,
+        columns=every,
         scales={
             "quick": (20, recipe(1, *told, batch_size=10)),
             "paper": (train, recipe(epochs, *told, precision="bf16", compiled=True)),
         },
-        images={"quick": FEW, "paper": ALL},
+        images={"quick": FEW | dict.fromkeys(more, 4), "paper": ALL},
         seeds=SEEDS,
-        minutes={"paper": of.minutes(train, epochs)},
+        minutes={"paper": minutes | more},
     )
 
 

@@ -12,7 +12,7 @@ from margins.experiments import Results
 from margins.methods import PGD, Row
 from margins.models.heads import Head
 from margins.papers import cifar, paired
-from margins.papers.cifar_reading import compared
+from margins.papers.cifar_reading import compared, over, trend
 from margins.papers.lma.short import on_resnet
 from margins.tables import Along, Columns
 
@@ -59,4 +59,8 @@ on_resnet(
     minutes={"PGD-100": 0.5, "parts": 0.1},
 )
 
-EVIDENCE = {"emr-s4-temperature-matters": Evidence((NAME,), _matters, since="gpu")}
+_GRID = [(t, named(t, c)) for t in TEMPERATURES for c in COEFFICIENTS]
+EVIDENCE = {
+    "emr-s4-temperature-matters": Evidence((NAME,), _matters, since="gpu"),
+    "emr-s53-large-t-at": over([NAME], trend(_GRID, "AutoAttack", ">"), trend(_GRID, "PGD-100", ">")),
+}

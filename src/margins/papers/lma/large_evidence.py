@@ -1,8 +1,31 @@
 """What LMA's claims on its large tables are read from: which rows, columns and tables each of them compares."""
 
 from margins.claims import Evidence
-from margins.papers.cifar_reading import ATTACKS, compared, farther, gap, mean, most, over, trend
-from margins.papers.lma.large import ALPHAS, BETAS, DELTAS, NAMES, TAUS, TINY_BETAS, named
+from margins.papers.cifar_numbers import Lines, gains, numbers
+from margins.papers.cifar_reading import (
+    ATTACKS,
+    compared,
+    farther,
+    gap,
+    mean,
+    most,
+    narrow,
+    no_loss,
+    over,
+    spread,
+    trend,
+)
+from margins.papers.lma.large import (
+    ALPHAS,
+    BETAS,
+    DELTAS,
+    NAMES,
+    TAUS,
+    TINY_BETAS,
+    WIDE_BETAS,
+    lines,
+    named,
+)
 from margins.papers.lma.short import ONE_CYCLE
 
 RESNET, WRN, HUNDRED, TINY = NAMES.values()
@@ -18,6 +41,10 @@ FIVE = ("FGSM", "PGD-20", "PGD-100", "Square", "SPSA")
 MARGINS = ("MMA", "MAIL", "GAIRAT")
 PMHR, WAT = ("PMHR-AT",), ("WAT",)
 LMA_TAU, OFF = [(LMA, named("tau", tau)) for tau in TAUS if tau != 0.2], [(LMA, named("tau", 0.0))]
+#: Each method with the paper's terms, and without.
+GAINS = [(VO, V), (TO, T), (MO, M)]
+#: Of the printed columns those that a number's claim is about.
+BOTH = ("clean", "autoattack")
 #: In the short table.
 SHORT = [("LMA-AT", one) for one in ("AT", "TRADES", "MART")]
 
@@ -26,6 +53,14 @@ def _slightly_lower(one: str, other: str) -> tuple[Evidence, ...]:
     """Under AutoAttack, by more than nothing and less than a point."""
     pair, column = [(one, other)], ["AutoAttack"]
     return over((RESNET, WRN), compared(pair, column, "<"), compared(pair, column, ">", -1.0))
+
+
+def _told(*tables: int) -> Lines:
+    return lambda: [line for table in tables for line in lines(table)]
+
+
+def _numbers(names: tuple[str, ...], *tables: int, keys: tuple[str, ...] = BOTH) -> tuple[Evidence, ...]:
+    return numbers(names, _told(*tables), keys, 1.0)
 
 
 def _gain(names: tuple[str, ...], pair: tuple[str, str], columns: tuple[str, ...]) -> tuple[Evidence, ...]:
@@ -47,6 +82,7 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
     "lma-t67-mart-ours-aa-lower": _slightly_lower(MO, M),
     "lma-t67-baselines-pay-clean": over((RESNET, WRN), compared([(TO, T), (MO, M)], ["clean"])),
     "lma-t67-ours-better-other-attacks": over((RESNET, WRN), compared([(TO, T), (MO, M)], FIVE)),
+    "lma-s1-consistent-significant": over((RESNET,), most(GAINS, ATTACKS, 1, 1.0), no_loss(GAINS, ATTACKS)),
     # LMA-AT beside the others
     "lma-t67-lma-best-overall": over(
         (RESNET, WRN), mean([(LMA, one) for one in (V, T, M, VO, TO, MO)], ALL), missing=PMHR
@@ -100,6 +136,9 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
         (RESNET,), compared([(TL, T), (ML, M)], ["CW", "AutoAttack"], "within", 1.0)
     ),
     "lma-t14-vanilla-gains": _gain((RESNET,), (VL, V), ("PGD-20", "PGD-100", "CW", "AutoAttack")),
+    "lma-a2-joint-better": over(
+        (RESNET,), compared([(VL, V), (VL, "L'_i alone")], ["AutoAttack"]), farther([(VL, V), (VL, "L'_i alone")])
+    ),
     "lma-t14-boundary-farther": over((RESNET,), farther([(VL, V)])),
     # Tables 2 to 5, 15 and 16: settings
     "lma-s42-larger-delta-more-robust": over(
@@ -120,6 +159,13 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
     "lma-s6-tau0-c100-gains": over((HUNDRED,), compared(OFF, ["clean", "CW", "SPSA"])),
     "lma-s6-tau0-c100-comparable": over((HUNDRED,), compared(OFF, ["PGD-20", "PGD-100", "AutoAttack"], "within", 1.0)),
     "lma-t4-beta-up-robust-c10": _gain((RESNET,), (LMA, named("beta", BETAS[0])), ("PGD-20", "PGD-100", "AutoAttack")),
+    "lma-t4-beta-monotone": over(
+        (RESNET,),
+        *(
+            trend([(0, "D"), *((b, named("beta", b)) for b in sorted((*WIDE_BETAS, BETAS[0])))], column, ">")
+            for column in ("AutoAttack", "PGD-20")
+        ),
+    ),
     "lma-t4-clean-drop-minor": over((RESNET,), compared([(named("beta", BETAS[0]), LMA)], ["clean"], "<", 1.0)),
     "lma-t5-beta-up-robust-c100": _gain(
         (HUNDRED,), (LMA, named("beta", BETAS[0])), ("PGD-20", "PGD-100", "CW", "AutoAttack")
@@ -130,10 +176,33 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
     "lma-t15-alpha-beyond-declines": _gain(
         (RESNET,), (LMA, named("alpha", ALPHAS[-1])), ("PGD-20", "PGD-100", "CW", "AutoAttack")
     ),
+    "lma-t15-alpha-critical": over(
+        (RESNET,),
+        spread(
+            [LMA if a == 5.345 else named("alpha", a) for a in ALPHAS], ("PGD-20", "PGD-100", "CW", "AutoAttack"), 1.0
+        ),
+    ),
     "lma-t16-beta-clean-falls": over(
         (TINY,), trend([(b, LMA if b == 96 else named("beta", b)) for b in TINY_BETAS], "clean", "<")
     ),
     "lma-t16-beta96-best": over(
         (TINY,), compared([(LMA, named("beta", b)) for b in TINY_BETAS if b != 96], ["PGD-20", "CW"])
     ),
+    # What is printed
+    "lma-t2-numbers": _numbers((RESNET, HUNDRED), 2, 3),
+    "lma-t45-numbers": _numbers((RESNET, HUNDRED), 4, 5),
+    "lma-t678910-numbers": _numbers((RESNET, WRN, HUNDRED, TINY), 6, 7, 8, 9, 10),
+    "lma-t12-numbers": _numbers((RESNET,), 12),
+    "lma-t14-numbers": _numbers((RESNET,), 14),
+    "lma-t15-numbers": _numbers((RESNET,), 15),
+    "lma-t16-numbers": _numbers((TINY,), 16, keys=("clean", "pgd20", "cw")),
+    "lma-t678-gain-sizes": gains(
+        (RESNET, WRN, HUNDRED),
+        _told(6, 7, 8),
+        GAINS,
+        ["fgsm", "pgd20", "pgd100", "cw", "autoattack", "square", "spsa"],
+        1.5,
+    ),
+    "lma-t10-numbers": gains((WRN,), _told(10), [(LMA, one) for one in MARGINS], ["autoattack"], 1.5, WAT),
+    "lma-ci-six-runs": over((RESNET,), narrow((LMA, V), ("clean", "AutoAttack"), 0.05, 0.1), since="paper"),
 }

@@ -103,10 +103,17 @@ def on_resnet(name: str, compared: Mapping[str, Row], columns: Mapping[str, Colu
     )
 
 
+#: With and without a random start, last iterates, as EMR's attacks are.
+STARTS = {
+    f"PGD-{steps}, {named}": {"attack": "pgd", "keep": "last", "start": start, "steps": steps, "step_size": 2 / 255}
+    for steps in (10, 100)
+    for named, start in (("from the image", "none"), ("random start", "uniform"))
+}
 on_resnet(
     ONE_CYCLE,
     rows(),
-    {},
+    {"starts": Columns(STARTS, images=2000), "DeepFool": Columns({}, images=1000, deepfool={})},
+    minutes={"starts": 0.3, "DeepFool": 0.3},
     title="LMA-AT and EMR beside their controls on CIFAR-10 with ResNet-18, in few epochs",
     source="LMA, sections 4.3 and 5; EMR, section 5; by another recipe",
 )
