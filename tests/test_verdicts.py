@@ -138,7 +138,7 @@ def test_diverged_seeds():
     assert decide(Difference("d", good + nan * 4, ">", failed=4)).outcome == "contradicted"
     assert decide(Difference("d", nan * 3, ">", failed=3)).outcome == "contradicted"
     assert decide(Difference("d", nan * 3, ">", failed=3, opposed=3)).outcome == "undecided"
-    assert decide(Difference("d", good[:2] + nan, ">", opposed=1)).reason == "d: fewer than 3 seeds"
+    assert decide(Difference("d", good[:2] + nan, ">", opposed=1)).reason == "d: fewer than 3 seeds, as 1 of 3 diverged"
     assert decide(Difference("d", good + nan, "within", 9.0, opposed=1)).outcome == "undecided"
     assert decide(Difference("d", good + nan * 4, "within", 9.0, opposed=4)).outcome == "contradicted"
 

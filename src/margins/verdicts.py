@@ -199,7 +199,8 @@ def _statistical(d: Difference, s2: float, df: float) -> _Judged:
     if total >= FEWEST_SEEDS and failed > total / 2 and not opposed:
         return _Judged(replace(part, outcome="contradicted"), 1.0, 0.0, False, reason)
     if left < FEWEST_SEEDS and not d.these_weights:
-        return _Judged(part, 1.0, 1.0, False, f"{d.label}: fewer than {FEWEST_SEEDS} seeds")
+        why = f", as {lost} of {total} diverged" if lost else ""
+        return _Judged(part, 1.0, 1.0, False, f"{d.label}: fewer than {FEWEST_SEEDS} seeds{why}")
     if d.these_weights and (images is None or not left):
         return _Judged(part, 1.0, 1.0, False, f"{d.label}: given weights without results per image", True)
     found = interval(d, s2, df)

@@ -37,16 +37,19 @@ class Tables:
 
     def notes(self) -> str:
         """What is missing, and what diverged, as a line of text each."""
-        missing, diverged = (
-            [f"{row} of the {self.label(name)}" for name in self.found for row in rows(name)]
-            for rows in (
-                lambda name: [row for row in find(name).rows if row not in self.found[name].records],
-                lambda name: [row for row in self.found[name].records if row not in self.sound(name)],
-            )
+        missing = {name: [row for row in find(name).rows if row not in of.records] for name, of in self.found.items()}
+        gone = [f"{row} of the {self.label(name)}" for name, rows in missing.items() for row in rows]
+        how = " and ".join(
+            f"`margins record {name} --scale {self.scale} --jobs 2`" for name in missing if missing[name]
         )
-        how = f"`margins record {next(iter(self.found))} --scale {self.scale} --jobs 2`"
-        lines = [f"**Not run**: {'; '.join(missing)}. They are made by commands such as {how}."] * bool(missing)
-        lines += [f"A seed diverged: {'; '.join(diverged)}."] * bool(diverged)
+        diverged = [
+            f"{row} of the {self.label(name)} ({of.diverged(row).sum()} of {len(of.diverged(row))} seeds)"
+            for name, of in self.found.items()
+            for row in of.records
+            if of.diverged(row).any()
+        ]
+        lines = [f"**Not run**: {'; '.join(gone)}. Made by {how}."] * bool(gone)
+        lines += [f"Diverged: {'; '.join(diverged)}."] * bool(diverged)
         return "\n\n".join(lines) or "All rows have been run, and none diverged."
 
     def failed(self) -> pd.DataFrame:
