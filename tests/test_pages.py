@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,18 +40,32 @@ def shown(notebook: Path) -> str:
     return "\n".join(str(o.get("data", {}).get("text/markdown", "")) for o in outputs)
 
 
+@pytest.fixture(scope="module")
+def executed(request, tmp_path_factory):
+    """Of each test below that was asked for, by its name: a future of its executed page, two at a time."""
+    folder, settings = tmp_path_factory.mktemp("executed"), {"MARGINS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(test: str, page: str) -> Path:
+        target = folder / f"{test} {page.replace('/', ' ')}.ipynb"
+        without = {"MARGINS_CACHE": str(target.with_suffix("")), "MARGINS_DATA": ""} if "without_data" in test else {}
+        papermill(sys.executable, PAGES[page], target, settings | without)
+        return target
+
+    asked = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    with ThreadPoolExecutor(2) as pool:
+        yield {item.name: pool.submit(run, item.originalname, item.callspec.params["page"]) for item in asked}
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_page_at_its_quick_scale(page, tmp_path):
+def test_page_at_its_quick_scale(page, executed, request):
     """On real data where they can be had without a download, on the digits otherwise."""
-    papermill(sys.executable, PAGES[page], tmp_path / "out.ipynb", {"MARGINS_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
-    assert f"margins run {page}" in shown(tmp_path / "out.ipynb")
+    assert f"margins run {page}" in shown(executed[request.node.name].result())
 
 
 @pytest.mark.parametrize("page", LIVE)
-def test_without_data_and_network_a_page_runs_on_digits_and_says_so(page, tmp_path):
-    env = {"MARGINS_OFFLINE": "1", "MARGINS_CACHE": str(tmp_path / "cache"), "MARGINS_DATA": ""}
-    papermill(sys.executable, PAGES[page], tmp_path / "out.ipynb", env)
-    text = shown(tmp_path / "out.ipynb")
+def test_without_data_and_network_a_page_runs_on_digits_and_says_so(page, executed, request):
+    text = shown(executed[request.node.name].result())
     assert "This page asks for the data set `mnist`, which cannot be had here" in text
     assert "was computed on `digits` in its place" in text
 
