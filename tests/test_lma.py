@@ -98,7 +98,7 @@ def test_a_collapsed_seed_has_no_small_gap_to_show_for_it():
 def test_an_images_own_past_is_all_of_a_memory_by_image_and_chance_by_position():
     assert moving_average.own_share(MovingAverage(0.3, reading="sample"), 12, 4, seed=0) == pytest.approx(1)
     # By hand: the average at a position is the sum of (1 - tau) tau^s over the images that were there s steps ago
-    index, tau = moving_average._batches(12, 4, seed=1), 0.3
+    index, tau = moving_average.batches(12, 4, moving_average.EPOCHS, seed=1), 0.3
     shares = []
     for step in range(6, 9):
         weights = {s: (1 - tau) * tau ** (step - 1 - s) for s in range(step)}
