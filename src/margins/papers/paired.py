@@ -67,6 +67,11 @@ def difference(
     )
 
 
+def seeds(label: str, values: np.ndarray, relation: str, delta: float = 0.0, unit: str = "points") -> Difference:
+    """A number a seed, nan of those that diverged, where images add no variance or are not the same ones."""
+    return Difference(label, values, relation, delta, unit=unit, failed=int(np.isnan(values).sum()))
+
+
 def mean(results: Results, row: str, measure: Measure, unit: str = "points") -> Interval:
     """The interval of a row's mean over seeds and images; of its seeds that did not diverge."""
     values = measure(results, row)[~results.diverged(row)]

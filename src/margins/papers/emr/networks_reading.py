@@ -11,6 +11,7 @@ import numpy as np
 
 from margins.claims import Difference, Evidence, Missing, published
 from margins.experiments import Results, find
+from margins.papers import paired
 from margins.papers.emr.networks import CNN, DECAY, MLP, MORE, QUARTER, named
 from margins.papers.paired import Measure, difference, worst
 
@@ -121,8 +122,8 @@ def margin(results: Results, row: str, split: str = "test") -> np.ndarray:
 
 
 def seeds(label: str, values: np.ndarray, relation: str, delta: float = 0.0, unit: str = UNITS) -> Difference:
-    """A number a seed, nan of those that diverged."""
-    return Difference(label, values, relation, delta, unit=unit, failed=int(np.isnan(values).sum()))
+    """As paired.seeds, of margins where nothing else is said."""
+    return paired.seeds(label, values, relation, delta, unit)
 
 
 def wider(label: str, results: Results, one: str, other: str, delta: float = 0.0, split: str = "test") -> Difference:

@@ -12,6 +12,7 @@ from margins.experiments import Results
 from margins.methods import PGD
 from margins.papers.emr.networks import cnn
 from margins.papers.lma import mnist, short
+from margins.papers.paired import seeds
 from margins.penalties.context import Threat
 from margins.tables import Along, Columns, table
 
@@ -71,12 +72,11 @@ def means(results: Results, row: str) -> dict[str, np.ndarray]:
 
 def _falls(row: str, name: str) -> Evidence:
     def read(at) -> list[Difference]:
-        results, parts = at[name], []
-        lost = int(results.diverged(row).sum())
-        for which, mean in means(results, row).items():
-            label = f"{NETS[name]}, {row}, {which}: length, end - start"
-            parts.append(Difference(label, mean[:, -1] - mean[:, 0], "<", unit="per input unit", failed=lost))
-        return parts
+        label = f"{NETS[name]}, {row}"
+        return [
+            seeds(f"{label}, {which}: length, end - start", mean[:, -1] - mean[:, 0], "<", unit="per input unit")
+            for which, mean in means(at[name], row).items()
+        ]
 
     return Evidence((name,), read, since="laptop")
 

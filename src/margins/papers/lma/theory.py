@@ -11,7 +11,7 @@ from margins import datasets, losses, models
 from margins.attacks.pgd import pgd
 from margins.experiments import Outcome
 from margins.margin import logit_margin
-from margins.papers.lma import mnist
+from margins.papers.lma import large, mnist
 from margins.papers.lma.moving_average import CLASSES, batches, step, without_net
 from margins.papers.lma.theory_margins import IMAGES, distances, dominance
 from margins.papers.measured import measured
@@ -21,7 +21,7 @@ from margins.training import train
 
 NAME = "lma/theory"
 #: Of mHuber: Table 15's smallest, the paper's choice, and Table 15's largest. The margin of L'.
-ALPHAS, DELTA = (1.345, 5.345, 7.345), 0.9
+ALPHAS, DELTA = (large.ALPHAS[0], large.ALPHA["ResNet-18"], large.ALPHAS[-1]), 0.9
 #: So far from a knot, relative to it, its two sides are looked at.
 NEAR = 1e-12
 #: Of the net whose violations are counted.
