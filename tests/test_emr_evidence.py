@@ -6,7 +6,7 @@ import pytest
 from margins.experiments import find
 from margins.papers.emr import networks_evidence as evidence
 from margins.papers.emr import networks_reading as reading
-from margins.papers.emr.networks import MLP, MORE, named
+from margins.papers.emr.networks import CNN, MLP, MORE, TWO, named
 from margins.papers.emr.networks_reading import printed
 from margins.papers.emr.networks_shown import Shown
 from margins.verdicts import page
@@ -116,6 +116,19 @@ def test_loss_falls_and_weights_grow_but_not_the_margin():
     # learned at the first epoch: the loss from 1 to 0.01, lengths of weights from 1 to 3, margins from 0.9 to 1
     assert [np.exp(part.values[0]) for part in parts] == pytest.approx([0.01, 3.0, 1 / 0.9], rel=1e-2)
     assert page({"c": parts}, "laptop")["c"].outcome == "supported"
+
+
+def test_a_training_has_failed_whose_images_are_wrong():
+    def accuracy(right):
+        parts = evidence._two_fails(CNN, Results(**{TWO: (right, 5, 0.7)}))
+        assert [part.label for part in parts[1:]] == ["other annealings, m = 3 and 4"]
+        assert parts[0].relation == "<" and parts[0].delta == 20
+        return parts[0].values
+
+    assert accuracy(10) == pytest.approx([10.0] * S, abs=1) and accuracy(90) == pytest.approx([90.0] * S, abs=1)
+    found = Results(**{TWO: (90, 5, 0.7)})
+    found.samples = lambda row, name: np.full((S, 3, N), np.nan)  # it diverged
+    assert evidence._two_fails(CNN, found)[0].values == pytest.approx([0.0] * S)
 
 
 def test_where_all_rows_of_a_method_collapsed_nothing_is_decided():

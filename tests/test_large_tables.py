@@ -14,9 +14,9 @@ from margins.papers import cifar, cifar_numbers, cifar_reading
 from margins.papers.emr import large as emr
 from margins.papers.emr import large_evidence as emr_evidence
 from margins.papers.emr import temperature
+from margins.papers.lma import cost, short
 from margins.papers.lma import large as lma
 from margins.papers.lma import large_evidence as lma_evidence
-from margins.papers.lma import short
 from margins.tables.job import DEEPFOOL
 from margins.training import train
 
@@ -147,7 +147,11 @@ class Results:
 
     def samples(self, row, column):
         assert row in self.records, row
-        known = {name for part in self.experiment.parts.values() for name in part.get("attacks", ())}
+        parts = self.experiment.parts.values()
+        if column.endswith(", along"):
+            assert any(column.removesuffix(", along") in part.get("measures", ()) for part in parts), column
+            return np.full((S, 1, N), float(self.level(row, column)))
+        known = {name for part in parts for name in part.get("attacks", ())}
         assert column in ("clean", "Race distance", DEEPFOOL) or column in known, column
         share = self.level(row, column)
         if column in ("Race distance", DEEPFOOL):
@@ -222,9 +226,10 @@ def test_a_printed_number_is_met_by_the_mean_of_the_seeds():
     told = [
         (lma.NAMES["cifar10", "ResNet-18"], row, {"clean": "50.5", "cw": "x", "spsa": ""}) for row in ("TRADES", "MART")
     ]
-    (one,) = cifar_numbers.numbers([told[0][0]], lambda: told, ("clean", "spsa"), 1.0)
-    assert one.since == "paper"
-    parts = one.read({told[0][0]: Results(told[0][0], levels(MART={"clean": 52.5}))})
+    found = Results(told[0][0], levels(MART={"clean": 52.5}))
+    parts = cifar_numbers.numbers(lambda: [*told, ("lma/other", "AT", {"clean": "1"})], ("clean", "spsa"), 1.0)(
+        "", found
+    )
     assert [part.label for part in parts] == ["TRADES - 50.5, clean", "MART - 50.5, clean"]
     assert [part.values.mean() for part in parts] == pytest.approx([-0.5, 2.0])
     assert all(part.relation == "within" and part.delta == 1 and part.images is None for part in parts)
@@ -233,9 +238,9 @@ def test_a_printed_number_is_met_by_the_mean_of_the_seeds():
 def test_a_printed_gain_is_that_of_the_first_row_over_the_second():
     name = lma.NAMES["cifar10", "ResNet-18"]
     told = [(name, "TRADES", {"clean": "50", "cw": "40"}), (name, "MART", {"clean": "60", "cw": ""})]
-    (one,) = cifar_numbers.gains([name], lambda: told, [("MART", "TRADES")], ("clean", "cw"), 1.5, ("WAT",))
-    part, missing = one.read({name: Results(name, levels(MART={"clean": 55.0}))})
-    assert part.values == pytest.approx([5.0 - 10.0] * S) and missing.label == "WAT"
+    found = Results(name, levels(MART={"clean": 55.0}))
+    (part,) = cifar_numbers.gains(lambda: told, [("MART", "TRADES")], ("clean", "cw"), 1.5)("", found)
+    assert part.values == pytest.approx([5.0 - 10.0] * S) and part.delta == 1.5
 
 
 def test_two_columns_of_a_row_are_compared():
@@ -246,6 +251,21 @@ def test_two_columns_of_a_row_are_compared():
     far, near = (Results(short.ONE_CYCLE, levels(AT={DEEPFOOL: 100 * eps, "PGD-20": 40.0})) for eps in (1.0, 0.001))
     assert weaker.read({short.ONE_CYCLE: far})[0].values == pytest.approx([60.0] * S)
     assert weaker.read({short.ONE_CYCLE: near})[0].values == pytest.approx([-40.0] * S)
+
+
+def test_what_is_measured_of_images_is_compared_at_the_end_of_the_training():
+    name, column = lma.NAMES["cifar10", "ResNet-18"], "logits, along"
+    found = Results(name, levels(D={column: 8.0}))
+    found.samples = lambda row, _: np.stack([np.zeros((S, N)), np.full((S, N), found.level(row, column))], 1)
+    (part,) = cifar_reading.along([("MART", "D")], "logits", "<", "squared logits")("net", found)
+    assert part.values == pytest.approx([50.0 - 8.0] * S) and part.unit == "squared logits"
+
+
+def test_a_step_is_dearer_by_less_than_a_quarter():
+    (one,) = lma_evidence.EVIDENCE["lma-abs-extra-data-cost"]
+    for ratio, held in ((1.1, True), (1.3, False)):
+        (part,) = one.read({cost.NAME: Results(cost.NAME, lambda row, name, ratio=ratio: ratio)})
+        assert part.relation == "<" and (part.values < part.delta).all() == held
 
 
 def test_a_loss_is_a_column_whose_interval_lies_below_zero():

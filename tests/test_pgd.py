@@ -227,7 +227,7 @@ def test_kl_moves_between_points_of_which_the_model_is_certain():
     assert torch.equal(run(loss=lambda z, _: losses.kl(z, model(x))).x_adv, begin)
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "kl", "margin", "cw", "dlr"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "kl", "margin", "cw", "dlr", "margin-cross-entropy"])
 def test_each_loss_is_ascended(loss):
     model, (x, y) = mlp(), labelled(mlp())
     right = losses.margin(model(x), y) < 0
@@ -235,7 +235,7 @@ def test_each_loss_is_ascended(loss):
     far = pgd(model, x, y, norm=2, eps=0.5, steps=40, step_size=0.01, start="normal", loss=loss, keep="last")
     clean = model(x)
     value = {"kl": lambda z, y: losses.kl(z, clean), "cw": partial(losses.cw, kappa=50.0), "dlr": losses.dlr}.get(loss)
-    value = value or {"cross-entropy": losses.cross_entropy, "margin": losses.margin}[loss]
+    value = value or getattr(losses, loss.replace("-", "_"))
     begin, middle, end = (value(model(at), y)[right] for at in (x, near.x_adv, far.x_adv))
     assert (begin < middle).double().mean() > 0.95 and (middle < end).double().mean() > 0.95
 

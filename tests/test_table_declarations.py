@@ -5,6 +5,7 @@ import math
 import pytest
 from test_tables import COLUMNS, PGD, ROWS
 
+from margins import losses, methods
 from margins.errors import MarginsError
 from margins.penalties.context import Threat
 from margins.tables import Columns, table
@@ -22,6 +23,7 @@ from margins.training import Recipe
         ({"data": "mnits"}, "data must be one of"),
         ({"validation": 0}, "validation must be"),
         ({"model": {"name": "resnet99"}}, "model's name must be one of"),
+        ({"rows": {"MAIL": methods.mail_at()}}, "of 1 none is left for the phase"),
         ({"scales": {"quick": (1400, Recipe(epochs=1))}}, "more than digits's 1437"),
     ],
 )
@@ -45,6 +47,17 @@ def test_a_table_that_cannot_be_is_refused_when_it_is_declared(given, message):
 def test_an_attack_that_cannot_be_called_is_refused_when_it_is_declared(given):
     with pytest.raises(MarginsError, match="attack of P"):
         Columns({"P": given})
+
+
+def test_an_attack_that_a_record_could_not_name_is_refused():
+    with pytest.raises(MarginsError, match=r"loss must be one of .*'margin-cross-entropy'"):
+        Columns({"P": PGD | {"loss": losses.margin_cross_entropy}})
+    assert Columns({"P": PGD | {"loss": "margin-cross-entropy"}}).settings()["attacks"]["P"]["attack"] == "pgd"
+
+
+def test_an_evaluation_needs_an_attack():
+    with pytest.raises(MarginsError, match="attacks must be at least one"):
+        Columns({}, deepfool={})
 
 
 @pytest.mark.parametrize("images", [0, -5, 2.5])

@@ -65,7 +65,7 @@ def pgd(
     ball and box.
     loss: what is ascended: "cross-entropy" (as `losses.log_odds`: the same directions, but it does not freeze where the
     cross-entropy underflows), "kl" (KL(p(x) || p(x_adv)), not from start "none", where its gradient is zero),
-    "margin", "cw" (kappa 50), "dlr" (K >= 3), or (logits, y) -> (B,).
+    "margin", "cw" (kappa 50), "dlr" (K >= 3), "margin-cross-entropy" (LMA's sum), or (logits, y) -> (B,).
     keep: "best" stops each sample at its first misclassified iterate, and is otherwise the iterate of the largest loss;
     "last" is the last iterate whatever it is, as published protocols have it. Where x is misclassified it is x.
     floor: above 0 (l2 only) gradients are divided by max(length, floor) and "cross-entropy" and "kl" are computed
@@ -130,7 +130,10 @@ def _plain(loss: Loss) -> Objective:
     return lambda logits, y, clean: loss(logits, y)
 
 
-OBJECTIVES = {name: _plain(loss) for name, loss in losses.NAMED.items()} | {"kl": _kl}
+OBJECTIVES = {name: _plain(loss) for name, loss in losses.NAMED.items()} | {
+    "kl": _kl,
+    "margin-cross-entropy": _plain(losses.margin_cross_entropy),
+}
 _LITERAL = OBJECTIVES | {
     "cross-entropy": _plain(losses.cross_entropy),
     "kl": lambda logits, y, clean: losses.kl(logits, clean),

@@ -68,3 +68,5 @@ def columns(step_size: float, start: str, steps: tuple[int, ...]) -> dict[str, C
 ALL = {"AutoAttack": 10_000}
 #: Of a scale that only asks whether everything runs.
 FEW = dict.fromkeys(TESTED, 4)
+#: Epochs there: with fewer, methods of two phases have none left for the second.
+QUICK = 4

@@ -8,7 +8,7 @@ from scipy.stats import f_oneway, spearmanr
 from margins.claims import Check, Difference, Evidence, Missing
 from margins.experiments import Results
 from margins.intervals import LEVEL, holm, of_mean
-from margins.papers.paired import Measure, difference, share
+from margins.papers.paired import Measure, difference, seeds, share
 
 #: The papers' columns, as they are called here.
 COLUMNS = {
@@ -47,13 +47,9 @@ def compared(pairs: Pairs, columns: Sequence[str], relation: str = ">", delta: f
     return read
 
 
-def apart(rows: Sequence[str], one: str, other: str, margin: Measure | None = None) -> Read:
-    """Of each row one column minus another, on the images that both saw; margin: what stands for the first column."""
-
-    def measure(results: Results, row: str) -> np.ndarray:
-        first, second = (margin or measured(one))(results, row), share(results, row, other)
-        images = min(first.shape[1], second.shape[1])
-        return first[:, :images] - second[:, :images]
+def apart(rows: Sequence[str], one: str, other: str, first: Measure | None = None) -> Read:
+    """Of each row one column minus another, on the images that both saw; first: what stands for the first column."""
+    measure = _between(first or measured(one), measured(other))
 
     def read(label: str, results: Results) -> list[Difference]:
         return [difference(f"{label}, {one} - {other}", (results, row), 0.0, measure, ">") for row in rows]
@@ -74,10 +70,7 @@ def mean(pairs: Pairs, columns: Sequence[str], delta: float = 0.0, relation: str
 def gap(pairs: Pairs, easy: str, hard: str, relation: str, delta: float) -> Read:
     """The same of how far a column is above another."""
 
-    def measure(results: Results, row: str) -> np.ndarray:
-        first, second = (share(results, row, column) for column in (easy, hard))
-        images = min(first.shape[1], second.shape[1])
-        return first[:, :images] - second[:, :images]
+    measure = _between(measured(easy), measured(hard))
 
     def read(label: str, results: Results) -> list[Difference]:
         name = f"{label}, {easy} - {hard}"
@@ -105,12 +98,11 @@ def no_loss(pairs: Pairs, columns: Sequence[str]) -> Read:
     def read(label: str, results: Results) -> list[Check]:
         found = []
         for pair in pairs:
-            apart = {part.label: part for part in compared([pair], columns)(label, results)}
             lost = []
-            for name, part in apart.items():
+            for name, part in zip(columns, compared([pair], columns)(label, results), strict=True):
                 kept = ~np.isnan(part.values)
                 high = of_mean(part.values[kept], part.images, part.resolution).high if kept.sum() > 1 else np.nan
-                lost += [name.rpartition(", ")[2]] if not high >= 0 else []
+                lost += [name] if not high >= 0 else []
             name = f"{label}, {pair[0]} - {pair[1]}: columns with a loss"
             found.append(Check(name, np.array([not lost]), ", ".join(lost) or "none", "none"))
         return found
@@ -126,10 +118,10 @@ def spread(rows: Sequence[str], columns: Sequence[str], least: float) -> Read:
 
     def read(label: str, results: Results) -> list[Check]:
         means = {name: [share(results, row, name).mean(1) for row in rows] for name in columns}
-        apart = {name: np.ptp([one.mean() for one in values]) for name, values in means.items()}
+        widest = {name: np.ptp([one.mean() for one in values]) for name, values in means.items()}
         p = dict(zip(means, holm([float(f_oneway(*values).pvalue) for values in means.values()]), strict=True))
-        told = ", ".join(f"{name} {apart[name]:.2f} (p {p[name]:.2g})" for name in columns)
-        held = any(apart[name] > least and p[name] < LEVEL for name in columns)
+        told = ", ".join(f"{name} {widest[name]:.2f} (p {p[name]:.2g})" for name in columns)
+        held = any(widest[name] > least and p[name] < LEVEL for name in columns)
         return [
             Check(f"{label}, largest minus smallest mean over {len(rows)} rows", np.array([held]), told, f"> {least:g}")
         ]
@@ -160,7 +152,7 @@ def trend(rows: Sequence[tuple[float, str]], column: str, relation: str) -> Read
         kept = np.array([share(results, row, column).mean(1) for _, row in rows])
         values = np.array([spearmanr(settings, one).statistic for one in kept.T])
         name = f"{label}, {column} over {len(rows)} rows"
-        return [Difference(name, values, relation, unit="rank correlation", failed=int(np.isnan(values).sum()))]
+        return [seeds(name, values, relation, unit="rank correlation")]
 
     return read
 
@@ -173,11 +165,33 @@ def farther(pairs: Pairs, column: str = "Race distance") -> Read:
         for one, other in pairs:
             medians = [np.median(results.samples(row, column).astype(float), axis=1) for row in (one, other)]
             values, name = medians[0] - medians[1], f"{label}, {one} - {other}, median distance"
-            lost = int(np.isnan(values).sum())
-            found.append(Difference(name, values, ">", unit="input units", failed=lost))
+            found.append(seeds(name, values, ">", unit="input units"))
         return found
 
     return read
+
+
+def along(pairs: Pairs, column: str, relation: str, unit: str) -> Read:
+    """The same of what is measured of images along the training, at its end."""
+
+    def measure(results: Results, row: str) -> np.ndarray:
+        return results.samples(row, f"{column}, along")[:, -1].astype(float)
+
+    def read(label: str, results: Results) -> list[Difference]:
+        return [difference(f"{label}, {column}", *_rows(results, pair), measure, relation, unit=unit) for pair in pairs]
+
+    return read
+
+
+def _between(one: Measure, other: Measure) -> Measure:
+    """One column minus another, on the images that both saw."""
+
+    def measure(results: Results, row: str) -> np.ndarray:
+        first, second = one(results, row), other(results, row)
+        images = min(first.shape[1], second.shape[1])
+        return first[:, :images] - second[:, :images]
+
+    return measure
 
 
 def _rows(results: Results, pair: tuple[str, str]) -> tuple[tuple[Results, str], tuple[Results, str]]:

@@ -35,8 +35,8 @@ class Columns:
     attacks: name of the column -> the attack's name in `ATTACKS` as "attack", and its own settings; the norm is the
     table's, and so is eps where none is given here. weights: "best" by validation, or "last". images: None for all.
     deepfool: settings of `deepfool_margin` but norm, {} for its own, where that distance is measured too. split:
-    "train" for the first images that the row was trained on, with their true labels. Raises MarginsError for settings
-    that the attack does not take.
+    "train" for the first images that the row was trained on, with their true labels. Raises MarginsError for no
+    attack, and for settings that one does not take.
     """
 
     attacks: Mapping[str, Mapping[str, Any]]
@@ -51,11 +51,14 @@ class Columns:
             checks.number("eps", self.eps, 0, above=True)
         checks.choice("weights", self.weights, ("best", "last"))
         checks.choice("split", self.split, datasets.SPLITS)
+        if not self.attacks:
+            raise MarginsError("attacks must be at least one: an evaluation of distances alone has no accuracy")
         if self.images is not None:
             checks.whole("images", self.images, 1)
         for name, given in self.attacks.items():
             attack = ATTACKS[checks.choice(f"attack of {name}", given.get("attack"), ATTACKS)]
-            rest = {key: value for key, value in given.items() if key != "attack"}
+            # as they are recorded, from where they are read again
+            rest = {key: value for key, value in describe(given).items() if key != "attack"}
             taken = signature(attack).parameters
             norm = 2 if given.get("floor") else math.inf  # a floor is for l2 only
             ball = {key: value for key, value in {"norm": norm, "eps": 0.1}.items() if key in taken}
@@ -136,6 +139,9 @@ def table(
         raise MarginsError(f"columns: {', '.join(clash)} would name two numbers of a row")
     if not all(isinstance(row, Row) for row in rows.values()) or len(set(seeds)) < len(seeds):
         raise MarginsError("rows must be Rows, and seeds must differ")
+    for row in rows.values():
+        for _, recipe in scales.values():
+            row.check(recipe.with_fields(row.recipe).epochs)
     if unknown := sorted(set(images) - set(scales)):
         raise MarginsError(f"images: there is no scale {', '.join(unknown)}; there are {', '.join(scales)}")
     checks.number("random_labels", random_labels, 0, 1)

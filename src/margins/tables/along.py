@@ -23,6 +23,7 @@ from margins.methods.rows import describe
 from margins.models import frozen
 from margins.penalties.jacobian import gradients
 from margins.tables.job import BATCH, Job, exact, stopping
+from margins.tables.response import response
 from margins.training import processes
 
 #: Of `effective_weights`.
@@ -113,7 +114,7 @@ def _rows(model: nn.Module, x: Tensor) -> Tensor:
 MEASURES: dict[str, Callable[..., Tensor]] = {
     "deepfool": deepfool_margin, "race": race_margin, "estimate": estimate, "effective": effective_margin,
     "weights": effective_weights, "cosine": effective_cosine, "approximate": approximate_weights, "gap": gap,
-    "gradient": gradient, "probability": probability,
+    "gradient": gradient, "probability": probability, "response": response,
 }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from margins.claims import published
 from margins.methods import METHODS, PGD, Row
 from margins.methods.table import MAIL_DROPS, TRADES_DROPS
 from margins.models.heads import Head
-from margins.papers.cifar import ALL, FEW, NETS, THREAT, columns
+from margins.papers.cifar import ALL, FEW, NETS, QUICK, THREAT, columns
 from margins.penalties.emr import ApproximateEMR
 from margins.tables import Columns, table
 from margins.training import Recipe
@@ -144,7 +144,7 @@ def _register(net: str, family: str) -> None:
         rows=rows(),
         columns=every,
         scales={
-            "quick": (20, recipe(1, *told, batch_size=10)),
+            "quick": (20, recipe(QUICK, *told, batch_size=10)),
             "paper": (train, recipe(epochs, *told, precision="bf16", compiled=True)),
         },
         images={"quick": FEW | dict.fromkeys(more, 4), "paper": ALL},

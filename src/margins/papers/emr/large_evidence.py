@@ -8,13 +8,15 @@ from margins.papers import cifar
 from margins.papers.cifar_numbers import numbers
 from margins.papers.cifar_reading import apart, compared, gap, over
 from margins.papers.emr.large import BUDGETS, FAMILIES, IGR, RESNET, WRN, at_budget, lines, name_of
-from margins.papers.lma import cost
+from margins.papers.lma import cost, large
 from margins.papers.lma.short import ONE_CYCLE
 from margins.papers.paired import share
 from margins.tables.job import DEEPFOOL
 
 AT, TRADES, MAIL = ([name_of(net, family) for net in (WRN, RESNET)] for family in FAMILIES)
 AA = ["AutoAttack"]
+#: Of the printed columns those that a number's claim is about.
+PRINTED = ("clean", "pgd100", "autoattack")
 AT_IGR, TRADES_IGR = ([f"{one}+IGR, {value:g}" for value in IGR] for one in ("AT", "TRADES"))
 #: The rows of Table 3's two blocks.
 AT_BLOCK, TRADES_BLOCK = ("AT", *AT_IGR, "AT+EMR"), ("TRADES", *TRADES_IGR, "TRADES+EMR")
@@ -60,6 +62,9 @@ def _time(at) -> list[Difference]:
 
 
 EVIDENCE: dict[str, tuple[Evidence, ...]] = {
+    "emr-s2-mma-below-at-trades": over(
+        [large.NAMES["cifar10", "WRN-34-10"]], compared([("vanillaAT", "MMA"), ("TRADES", "MMA")], AA)
+    ),
     "emr-t3-emr-beats-at": over(AT, compared([("AT+EMR", "AT")], AA, ">", 1.0))
     + over([ONE_CYCLE], compared([("AT+EMR", "AT")], AA, ">", 1.0)),
     "emr-t3-not-weak-wd": over([name_of(RESNET, "at")], _weak),
@@ -101,8 +106,8 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
     "emr-f3-mail-trades-all-eps": over(
         MAIL, compared([("TRADES+MAIL+EMR", "TRADES+MAIL")], list(map(at_budget, BUDGETS)))
     ),
-    "emr-t3-numbers": numbers([AT[0], TRADES[0], MAIL[0]], lambda: lines(3), ("clean", "pgd100", "autoattack"), 1.0),
-    "emr-t4-numbers": numbers(TRADES, lambda: lines(4), ("clean", "pgd100", "autoattack"), 1.0),
+    "emr-t3-numbers": over([AT[0], TRADES[0], MAIL[0]], numbers(lambda: lines(3), PRINTED, 1.0), since="paper"),
+    "emr-t4-numbers": over(TRADES, numbers(lambda: lines(4), PRINTED, 1.0), since="paper"),
     "emr-t4-clean-images-clean-acc": over(TRADES, compared([("TRADES+EMR, clean", "TRADES+EMR")], ["clean"])),
     "emr-t4-adv-images-robust": over(TRADES, compared([("TRADES+EMR", "TRADES+EMR, clean")], AA)),
 }

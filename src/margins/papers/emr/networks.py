@@ -158,7 +158,8 @@ register(
 )
 _CNN = rows(CNN, (0.0, 1e-4, 5e-4, 1e-3, 1e-2), (1e-4, 5e-4, 1e-3, 1e-2), (1e-4, 5e-4, 1e-3, 1e-2))
 #: A margin above 1, with which the paper says that training fails.
-_TWO = {named("ST+LSoftmax, m = 2", DECAY[CNN]): decayed(l_softmax(2), DECAY[CNN])}
+TWO = named("ST+LSoftmax, m = 2", DECAY[CNN])
+_TWO = {TWO: decayed(l_softmax(2), DECAY[CNN])}
 register(CNN, CNN, "Effective margins of a CNN on CIFAR-10", _TABLE2, _CNN | _TWO, {"paper": FULL[CNN]})
 register(
     QUARTER,

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
-from margins.claims import Evidence
+from margins.claims import Evidence, Missing
 from margins.experiments import Results
-from margins.papers.emr.networks import CNN, MLP, named
+from margins.papers.emr.networks import CNN, MLP, TWO, named
 from margins.papers.emr.networks_reading import (
     UNITS,
     Part,
@@ -32,6 +32,8 @@ BOTH = (MLP, CNN)
 LEARNED = {MLP: 95.0, CNN: 80.0}
 #: From there on the loss has to fall, the weights to rise and the margin not to rise by these factors.
 LOSS, WEIGHTS, MARGIN = 5.0, 1.5, 1.25
+#: Training accuracy, in %, below which a training has failed.
+FAILS = 20.0
 
 
 def _decay_is_not_enough(net: str, results: Results) -> list[Part]:
@@ -130,6 +132,12 @@ def _softmax_is_no_stronger(net: str, results: Results) -> list[Part]:
     return [stronger(net, results, *pair, "<", 1.0) for pair in _of_softmax(net, results)]
 
 
+def _two_fails(net: str, results: Results) -> list[Part | Missing]:
+    """Of the one annealing that was tried; a training that diverged has no image right."""
+    right = 100.0 * (margins(results, TWO, "train")[:, -1] > 0).mean(1)
+    return [seeds(f"{net}, {TWO}: training accuracy", right, "<", FAILS, "%"), Missing("other annealings, m = 3 and 4")]
+
+
 def _widest(one: str, others: Sequence[str], splits: Sequence[str] = ("test", "train")):
     """A method's margin against that of each row of others."""
 
@@ -192,6 +200,7 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
     "emr-s1-emr-and-at-complementary": over(BOTH, _together),
     "emr-s2-lsoftmax-helps-cnn-margin": over((CNN,), _softmax_widens),
     "emr-s3-margin-predicts-robustness": over(BOTH, _predicts),
+    "emr-s3-lsoftmax-m2-diverges": over((CNN,), _two_fails),
     "emr-s3-loss-falls-margin-does-not": over(BOTH, _grows),
     "emr-f1b-emr-margin-like-at": over((MLP,), _like_adversarial),
     "emr-f1b-emr-robust-like-at": over((MLP,), _robust_like_adversarial),

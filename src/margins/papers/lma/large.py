@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from margins import methods
 from margins.claims import published
 from margins.methods import PGD, Row
-from margins.papers.cifar import ALL, FEW, NETS, THREAT, columns
+from margins.papers.cifar import ALL, FEW, NETS, QUICK, THREAT, columns
 from margins.papers.lma.mnist import LEFT
-from margins.tables import table
+from margins.tables import Along, table
+from margins.tables.response import BETWEEN, THERE
 from margins.training import Recipe
 
 VALIDATION = 1000
@@ -155,11 +156,14 @@ def recipe(epochs: int = EPOCHS, **given) -> Recipe:
 
 
 COLUMNS = columns(step_size=1 / 255, start="uniform", steps=(20, 100))
+#: How the ablation's networks respond to PGD-20, by the name of the column.
+RESPONSES = {of: {"measure": "response", "of": of, "eps": THREAT.eps, "step_size": 1 / 255} for of in THERE + BETWEEN}
 
 
 def _register(data: str, net: str) -> None:
     images, of = DATA[data], NETS[net]
     train = images.train - VALIDATION
+    more = {"responses": Along(RESPONSES, images=1000)} if (data, net) == ("cifar10", "ResNet-18") else {}
     table(
         NAMES[data, net],
         title=f"LMA-AT on {images.label} with {net}",
@@ -169,11 +173,14 @@ def _register(data: str, net: str) -> None:
         validation=VALIDATION,
         threat=THREAT,
         rows=rows(data, net),
-        columns=COLUMNS,
-        scales={"quick": (20, recipe(1, batch_size=10)), "paper": (train, recipe(precision="bf16", compiled=True))},
-        images={"quick": FEW, "paper": ALL},
+        columns=COLUMNS | more,
+        scales={
+            "quick": (20, recipe(QUICK, batch_size=10, snapshots=(QUICK,))),
+            "paper": (train, recipe(precision="bf16", compiled=True, snapshots=(EPOCHS,))),
+        },
+        images={"quick": FEW | dict.fromkeys(more, 4), "paper": ALL},
         seeds=SEEDS,
-        minutes={"paper": of.minutes(train, EPOCHS, images.side)},
+        minutes={"paper": of.minutes(train, EPOCHS, images.side) | dict.fromkeys(more, 0.3)},
     )
 
 

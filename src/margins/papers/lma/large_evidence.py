@@ -1,9 +1,14 @@
 """What LMA's claims on its large tables are read from: which rows, columns and tables each of them compares."""
 
-from margins.claims import Evidence
+import numpy as np
+
+from margins.claims import Difference, Evidence
 from margins.papers.cifar_numbers import Lines, gains, numbers
 from margins.papers.cifar_reading import (
     ATTACKS,
+    COLUMNS,
+    along,
+    apart,
     compared,
     farther,
     gap,
@@ -15,7 +20,9 @@ from margins.papers.cifar_reading import (
     spread,
     trend,
 )
+from margins.papers.lma import cost
 from margins.papers.lma.large import (
+    ALPHA,
     ALPHAS,
     BETAS,
     DELTAS,
@@ -26,7 +33,8 @@ from margins.papers.lma.large import (
     lines,
     named,
 )
-from margins.papers.lma.short import ONE_CYCLE
+from margins.papers.lma.short import CRAFTED, ONE_CYCLE
+from margins.papers.paired import seeds
 
 RESNET, WRN, HUNDRED, TINY = NAMES.values()
 V, T, M, LMA = "vanillaAT", "TRADES", "MART", "LMA-AT(Ours)"
@@ -45,6 +53,7 @@ LMA_TAU, OFF = [(LMA, named("tau", tau)) for tau in TAUS if tau != 0.2], [(LMA, 
 GAINS = [(VO, V), (TO, T), (MO, M)]
 #: Of the printed columns those that a number's claim is about.
 BOTH = ("clean", "autoattack")
+PRINTED = [key for key, column in COLUMNS.items() if column in ATTACKS]
 #: In the short table.
 SHORT = [("LMA-AT", one) for one in ("AT", "TRADES", "MART")]
 
@@ -60,11 +69,16 @@ def _told(*tables: int) -> Lines:
 
 
 def _numbers(names: tuple[str, ...], *tables: int, keys: tuple[str, ...] = BOTH) -> tuple[Evidence, ...]:
-    return numbers(names, _told(*tables), keys, 1.0)
+    return over(names, numbers(_told(*tables), keys, 1.0), since="paper")
 
 
 def _gain(names: tuple[str, ...], pair: tuple[str, str], columns: tuple[str, ...]) -> tuple[Evidence, ...]:
     return over(names, compared([pair], columns))
+
+
+def _step(at) -> list[Difference]:
+    ratio = np.log(at[cost.NAME].metric("ResNet-18", f"{cost.LMA}: time over AT"))
+    return [seeds("ResNet-18: log of LMA-AT over AT", ratio, "<", float(np.log(1.25)), "log")]
 
 
 EVIDENCE: dict[str, tuple[Evidence, ...]] = {
@@ -120,12 +134,14 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
         compared([("GAIRAT", V), ("MAIL", V)], ["AutoAttack"], "<"),
         gap([("GAIRAT", V), ("MAIL", V)], "PGD-20", "AutoAttack", ">", 3.0),
     ),
+    "lma-abs-extra-data-cost": (Evidence((cost.NAME,), _step, since="gpu"),),
     # Tables 12 and 14: what the terms do
     "lma-s1-margin-in-crafting": _gain((RESNET,), (LMA, "A'"), ("AutoAttack", "PGD-20")),
     "lma-s1-ema-further-improves": over(
         (RESNET,), compared([(VO, VL), (TO, TL), (MO, ML), (LMA, "D")], ["AutoAttack", "PGD-20"])
     ),
     "lma-t12-a-c": _gain((RESNET,), (LMA, "A"), ("FGSM", "PGD-20", "PGD-100", "CW", "Square", "AutoAttack")),
+    "lma-t12-worst-case-samples": over((ONE_CYCLE,), apart(("AT", "TRADES", "MART"), *CRAFTED)),
     "lma-t12-b-c": _gain((RESNET,), (LMA, "B"), ("clean", "FGSM", "PGD-20", "Square", "AutoAttack")),
     "lma-t12-d-c-robust": _gain((RESNET,), (LMA, "D"), ("PGD-20", "PGD-100", "AutoAttack", "Square", "SPSA")),
     "lma-t12-d-c-clean": over((RESNET,), compared([("D", LMA)], ["clean"], "<", 1.0)),
@@ -140,6 +156,17 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
         (RESNET,), compared([(VL, V), (VL, "L'_i alone")], ["AutoAttack"]), farther([(VL, V), (VL, "L'_i alone")])
     ),
     "lma-t14-boundary-farther": over((RESNET,), farther([(VL, V)])),
+    "lma-s1-widens-class-gaps": over(
+        (RESNET,),
+        along([(VL, V)], "probability gap", ">", "probability"),
+        along([(VL, V)], "effective margin", ">", "input units"),
+    ),
+    "lma-s22-reduces-logit-variance": over((RESNET,), along([(LMA, "D")], "logits", "<", "squared logits")),
+    "lma-s532-smoother-boundary": over(
+        (RESNET,),
+        along([(LMA, "D")], "linearity", "<", "loss"),
+        along([(LMA, "D")], "probabilities", "<", "probability"),
+    ),
     # Tables 2 to 5, 15 and 16: settings
     "lma-s42-larger-delta-more-robust": over(
         (RESNET,),
@@ -179,7 +206,9 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
     "lma-t15-alpha-critical": over(
         (RESNET,),
         spread(
-            [LMA if a == 5.345 else named("alpha", a) for a in ALPHAS], ("PGD-20", "PGD-100", "CW", "AutoAttack"), 1.0
+            [LMA if a == ALPHA["ResNet-18"] else named("alpha", a) for a in ALPHAS],
+            ("PGD-20", "PGD-100", "CW", "AutoAttack"),
+            1.0,
         ),
     ),
     "lma-t16-beta-clean-falls": over(
@@ -196,13 +225,9 @@ EVIDENCE: dict[str, tuple[Evidence, ...]] = {
     "lma-t14-numbers": _numbers((RESNET,), 14),
     "lma-t15-numbers": _numbers((RESNET,), 15),
     "lma-t16-numbers": _numbers((TINY,), 16, keys=("clean", "pgd20", "cw")),
-    "lma-t678-gain-sizes": gains(
-        (RESNET, WRN, HUNDRED),
-        _told(6, 7, 8),
-        GAINS,
-        ["fgsm", "pgd20", "pgd100", "cw", "autoattack", "square", "spsa"],
-        1.5,
+    "lma-t678-gain-sizes": over((RESNET, WRN, HUNDRED), gains(_told(6, 7, 8), GAINS, PRINTED, 1.5), since="paper"),
+    "lma-t10-numbers": over(
+        (WRN,), gains(_told(10), [(LMA, one) for one in MARGINS], ["autoattack"], 1.5), missing=WAT, since="paper"
     ),
-    "lma-t10-numbers": gains((WRN,), _told(10), [(LMA, one) for one in MARGINS], ["autoattack"], 1.5, WAT),
     "lma-ci-six-runs": over((RESNET,), narrow((LMA, V), ("clean", "AutoAttack"), 0.05, 0.1), since="paper"),
 }
