@@ -13,6 +13,7 @@ from margins.models import Linear
 from margins.papers.lma import input_gradient, theory, theory_margins
 from margins.papers.lma.theory_evidence import EVIDENCE
 from margins.penalties.moving_average import MovingAverage
+from margins.verdicts import page
 
 D = torch.float64
 
@@ -100,15 +101,20 @@ def test_claims_read_the_rows_and_say_what_arithmetic_says(monkeypatch):
 
 
 class Along:
-    """Records of two seeds: probabilities and gradients of two images at two epochs."""
+    """Records of three seeds: probabilities and gradients of two images at two epochs."""
+
+    def __init__(self, right=(1.0, 1.0, 1.0)):
+        self.right = np.array(right)
 
     def samples(self, row, name):
+        if name == "clean, last":
+            return np.arange(100) < 100 * self.right[:, None]
         if name.startswith("probability"):
-            return np.array([[[0.1, 0.2], [0.5, 0.995]]] * 2)
-        return np.array([[[1.0, 1.0], [4.0, 100.0]]] * 2)
+            return np.array([[[0.1, 0.2], [0.5, 0.995]]] * 3)
+        return np.array([[[1.0, 1.0], [4.0, 100.0]]] * 3)
 
     def diverged(self, row):
-        return np.array([False, False])
+        return np.array([False] * 3)
 
 
 def test_saturated_images_are_left_out_of_the_second_mean():
@@ -116,4 +122,13 @@ def test_saturated_images_are_left_out_of_the_second_mean():
     assert found["all images"][0].tolist() == pytest.approx([0.15, (2 + 99.5) / 2])
     assert found["not saturated"][0].tolist() == pytest.approx([0.15, 2.0])
     (part, other) = input_gradient.EVIDENCE["lma-a2-at-reduces-input-gradient"][1].read({input_gradient.CIFAR: Along()})
-    assert "CNN, AT, all images" in part.label and other.values.tolist() == pytest.approx([1.85, 1.85])
+    assert "CNN, AT, all images" in part.label and other.values.tolist() == pytest.approx([1.85] * 3)
+
+
+def test_a_network_that_guesses_is_left_out():
+    guesses, evidence = Along(right=(0.1, 0.3, 0.9)), input_gradient.EVIDENCE["lma-a2-at-reduces-input-gradient"][1]
+    assert input_gradient.learned(guesses, "AT").tolist() == [False, True, True]
+    for part in evidence.read({input_gradient.CIFAR: guesses}):
+        assert np.isnan(part.values).tolist() == [True, False, False] and (part.failed, part.opposed) == (0, 1)
+    guesses.right[:] = 0.1
+    assert page({"c": evidence.read({input_gradient.CIFAR: guesses})}, "laptop")["c"].outcome == "undecided"

@@ -12,7 +12,6 @@ from margins.experiments import Results
 from margins.methods import PGD
 from margins.papers.emr.networks import cnn
 from margins.papers.lma import mnist, short
-from margins.papers.paired import seeds
 from margins.penalties.context import Threat
 from margins.tables import Along, Columns, table
 
@@ -25,6 +24,8 @@ ROWS = {"ST": methods.plain(), "AT": methods.at(PGD())}
 #: The measures whose product is the length.
 PARTS = ("probability", "gradient")
 
+#: Accuracy on clean images, of ten classes, from which on a network has learned anything.
+LEARNED = 0.2
 _MLP = {"name": "mlp", "inputs": 784, "hidden": (1024,), "classes": 10}
 _BALLS = {MNIST: Threat(math.inf, eps=0.1, step_size=0.025, steps=10, ramp=0.3), CIFAR: short.SMALL_THREAT}
 _DECLARED = {
@@ -62,9 +63,18 @@ def lengths(results: Results, row: str) -> tuple[np.ndarray, np.ndarray]:
     return probability * gradient, probability >= SATURATED
 
 
+def learned(results: Results, row: str) -> np.ndarray:
+    """(S,) whether the network has learned anything: one that guesses hardly reacts to its input."""
+    return results.samples(row, "clean, last").astype(float).mean(1) >= LEARNED
+
+
 def means(results: Results, row: str) -> dict[str, np.ndarray]:
-    """(S, E) their means over all images, and over those that are not saturated at that epoch."""
+    """(S, E) their means over all images, and over those that are not saturated at that epoch.
+
+    nan of a seed whose network learned nothing.
+    """
     found, saturated = lengths(results, row)
+    found = np.where(learned(results, row)[:, None, None], found, np.nan)
     count = (~saturated).sum(2)
     kept = np.where(saturated, 0.0, found).sum(2) / np.where(count, count, np.nan)
     return {"all images": found.mean(2), "not saturated": kept}
@@ -72,11 +82,13 @@ def means(results: Results, row: str) -> dict[str, np.ndarray]:
 
 def _falls(row: str, name: str) -> Evidence:
     def read(at) -> list[Difference]:
-        label = f"{NETS[name]}, {row}"
-        return [
-            seeds(f"{label}, {which}: length, end - start", mean[:, -1] - mean[:, 0], "<", unit="per input unit")
-            for which, mean in means(at[name], row).items()
-        ]
+        parts, label = [], f"networks that learn, {NETS[name]}, {row}"
+        lost = int((~learned(at[name], row)).sum())
+        for which, mean in means(at[name], row).items():
+            change, unit = mean[:, -1] - mean[:, 0], "per input unit"
+            # what did not learn speaks neither for the claim nor against it
+            parts.append(Difference(f"{label}, {which}: length, end - start", change, "<", unit=unit, opposed=lost))
+        return parts
 
     return Evidence((name,), read, since="laptop")
 
