@@ -12,7 +12,7 @@ book: .venv/.ready
 	.venv/bin/margins book $(ARGS)
 
 test: .venv/.ready
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	.venv/bin/python -m pytest $(ARGS)
 
 lint: .venv/.ready
 	.venv/bin/ruff check
