@@ -214,7 +214,6 @@ class Aware(Part):
         ({"seeds": (1, 2, -1)}, "seed must"),
         ({"recipe": recipe(compiled=True)}, "compiled"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_trained_together_is_refused_by_name(given, message):
     usual = {"models": nets(), "row": methods.plain(), "recipe": recipe(), "seeds": SEEDS}
